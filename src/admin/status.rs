@@ -1,0 +1,57 @@
+//! Everything that runs, as JSON. No secret and no digest of one is in it.
+
+use std::time::SystemTime;
+
+use serde_json::{Map, Value, json};
+
+use super::time;
+use crate::live::Live;
+use crate::pool::{Pool, Server, settings};
+
+/// What is in force, how its servers are, and how the configuration came in.
+#[must_use]
+pub fn status(live: &Live, started: SystemTime, config: Value) -> Value {
+    let plan = &live.plan;
+    let pools: Map<String, Value> = live.pools().map(|pool| (pool.settings.name.to_string(), of_pool(pool))).collect();
+    let models: Map<String, Value> = plan
+        .models
+        .iter()
+        .map(|model| {
+            let pool = &live.pool(model.pool).settings.name;
+            (model.name.to_string(), json!({"pool": **pool, "upstream": model.upstream}))
+        })
+        .collect();
+    let keys: Vec<Value> = plan.key_names.iter().map(|name| json!({"name": **name})).collect();
+    json!({
+        "pid": std::process::id(),
+        "version": crate::VERSION,
+        "revision": crate::REVISION,
+        "started": time(started),
+        "config": config,
+        "pools": pools,
+        "models": models,
+        "keys": keys,
+    })
+}
+
+fn of_pool(pool: &Pool) -> Value {
+    let servers: Vec<Value> = pool.members().map(|(server, settings)| of_server(server, settings)).collect();
+    json!({"servers": servers})
+}
+
+fn of_server(server: &Server, settings: &settings::Server) -> Value {
+    let health = server.health();
+    json!({
+        "name": *settings.name,
+        "address": server.address.to_string(),
+        "state": health.state.as_str(),
+        "why": health.why,
+        "since": time(health.since),
+        "in_flight": server.in_flight(),
+        "weight": settings.weight,
+        "backup": settings.backup,
+        "requests": server.requests(),
+        "errors": server.errors(),
+        "last_probe": health.probed.map(time),
+    })
+}

@@ -1,0 +1,103 @@
+//! Arguments → command → exit code: one file a command.
+//!
+//! Exit codes: 0 fine, 1 a run-time failure, 2 wrong usage or configuration.
+
+mod check;
+mod engine;
+mod key;
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// An edge reverse proxy for inference engines.
+#[derive(Debug, Parser)]
+#[command(name = "forebay", version = VERSION, disable_help_subcommand = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy in the foreground; logs go to stderr
+    Run(run::Run),
+    /// Check a configuration as `run` would, and summarise it
+    Check(check::Check),
+    /// Make clients' keys
+    #[command(subcommand)]
+    Key(key::Command),
+    /// Run a stand-in engine, for demos, tests and benchmarks
+    Engine(engine::Engine),
+}
+
+/// Which configuration to read.
+#[derive(Debug, Args)]
+struct Source {
+    /// The configuration file
+    #[arg(short = 'c', long = "config", value_name = "FILE", default_value = "/etc/forebay/forebay.toml")]
+    config: PathBuf,
+    /// Short for FOREBAY_ENV=NAME: what `${FOREBAY_ENV}` stands for in the configuration
+    #[arg(long, value_name = "NAME")]
+    env: Option<String>,
+}
+
+/// Why a command did not succeed: what to say, and how to exit.
+#[derive(Debug)]
+enum Failure {
+    /// Wrong usage or configuration.
+    Usage(String),
+    /// Something failed while running.
+    Runtime(String),
+}
+
+/// Runs what the arguments say.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse(); // exits with 2 by itself
+    let done = match cli.command {
+        Command::Run(command) => command.run(),
+        Command::Check(command) => command.run(),
+        Command::Key(command) => command.run(),
+        Command::Engine(command) => command.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Version and git revision.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("FOREBAY_REVISION"), ")");
+
+// === impl Source ===
+
+impl Source {
+    /// What gives the values of `${NAME}`.
+    fn environment(&self) -> impl Fn(&str) -> Option<String> + Send + Sync + 'static {
+        let named = self.env.clone();
+        move |name| match &named {
+            Some(named) if name == "FOREBAY_ENV" => Some(named.clone()),
+            _ => std::env::var(name).ok(),
+        }
+    }
+}
+
+// === impl Failure ===
+
+impl Failure {
+    fn report(&self) -> ExitCode {
+        match self {
+            Self::Usage(said) => {
+                eprintln!("{said}");
+                ExitCode::from(2)
+            }
+            Self::Runtime(said) => {
+                eprintln!("forebay: {said}");
+                ExitCode::from(1)
+            }
+        }
+    }
+}

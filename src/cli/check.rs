@@ -1,0 +1,73 @@
+//! `forebay check`: everything that `run` would find wrong, and what it would run.
+
+use std::fmt::Display;
+
+use clap::Args;
+
+use super::{Failure, Source};
+use crate::access::route::Target;
+use crate::config::plan::Plan;
+use crate::pool::settings::Check as Probe;
+
+/// Check a configuration as `run` would, and summarise it
+///
+/// Exits with 0, or with 2 and each fault as `file:line:column: what is wrong, and what would be right`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  forebay check -c forebay.toml")]
+pub(super) struct Check {
+    #[command(flatten)]
+    source: Source,
+}
+
+// === impl Check ===
+
+impl Check {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let plan = Plan::load(&self.source.config, &self.source.environment());
+        let plan = plan.map_err(|faults| Failure::Usage(faults.to_string()))?;
+        print!("{}", summary(&plan));
+        Ok(())
+    }
+}
+
+fn summary(plan: &Plan) -> String {
+    let mut said = String::from("The configuration is good.\n");
+    let mut line = |what: &str, value: String| said.push_str(&format!("  {what:<8} {value}\n"));
+    line("files", joined(plan.files.iter().map(|file| file.display().to_string())));
+    line("listen", joined(&plan.server.listen));
+    line("admin", joined(&plan.admin.listen));
+    for pool in &plan.pools {
+        let probe = match &pool.health.check {
+            Probe::Http(path) => format!("GET {path}"),
+            Probe::Tcp => "TCP connect".to_owned(),
+        };
+        let servers = joined(pool.servers.iter().map(|server| &server.name));
+        line("pool", format!("{}: {servers}; probed by {probe}", pool.name));
+    }
+    for model in plan.models.iter() {
+        line("model", format!("{} by pool {}", model.name, plan.pools[model.pool.0].name));
+    }
+    for route in plan.routes.iter() {
+        let to = match route.target {
+            Target::Model => "by model".to_owned(),
+            Target::Pool(pool) => format!("to pool {}", plan.pools[pool.0].name),
+        };
+        line("route", format!("{} {to}", route.name));
+    }
+    let keys = if plan.key_names.is_empty() {
+        "none: every route that asks for a key refuses all".into()
+    } else {
+        joined(&plan.key_names)
+    };
+    line("keys", keys);
+    said
+}
+
+/// A list that fits the screen.
+fn joined<T: Display>(all: impl IntoIterator<Item = T>) -> String {
+    const SHOWN: usize = 6;
+    let all: Vec<String> = all.into_iter().map(|one| one.to_string()).collect();
+    let rest = all.len().saturating_sub(SHOWN);
+    let shown = all.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if rest > 0 { format!("{shown} and {rest} more") } else { shown }
+}

@@ -1,0 +1,43 @@
+//! `forebay run`: the daemon.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{Failure, Source};
+use crate::config::plan::Plan;
+use crate::daemon::Daemon;
+use crate::observe::logger::Logger;
+use crate::observe::sink::Sink;
+use crate::observe::{AccessLog, Metrics, Observer};
+
+/// Run the proxy in the foreground; logs go to stderr
+///
+/// SIGHUP reloads the configuration; SIGTERM and SIGINT finish the requests in flight and end, a second one at once.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  forebay run -c forebay.toml")]
+pub(super) struct Run {
+    #[command(flatten)]
+    source: Source,
+}
+
+// === impl Run ===
+
+impl Run {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let environment = self.source.environment();
+        let plan =
+            Plan::load(&self.source.config, &environment).map_err(|faults| Failure::Usage(faults.to_string()))?;
+        let runtime = |e: &dyn std::fmt::Display| Failure::Runtime(e.to_string());
+        let sink = Sink::new(std::io::stderr()).map_err(|e| runtime(&e))?;
+        Logger::install(sink.clone(), plan.log.level);
+        let metrics = Metrics::new().map_err(|e| runtime(&e))?;
+        let observer = Arc::new(Observer::new(metrics, AccessLog::new(sink.clone(), plan.log.access)));
+        let daemon =
+            Daemon::bind(self.source.config, Box::new(environment), plan, observer).map_err(|e| runtime(&e))?;
+        let served = daemon.run();
+        sink.flush(Duration::from_secs(1));
+        served.map_err(|e| runtime(&e))
+    }
+}

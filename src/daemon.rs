@@ -1,0 +1,224 @@
+//! The running process, without `pingora::Server`, whose stop takes minutes and whose upgrade loses connections.
+//!
+//! The order of things: plan → sockets (before any thread) → runtime → signals → accept loops and probes → ready → control
+//! loop → stop accepting → drain → exit.
+
+pub mod connection;
+pub mod door;
+pub mod listen;
+pub mod probe;
+pub mod reload;
+pub mod resolve;
+pub mod wire;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora::apps::HttpServerOptions;
+use pingora::protocols::http::v2::server::default_h2_options;
+use pingora::proxy::{HttpProxy, http_proxy};
+use pingora::server::configuration::ServerConf;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::admin::Admin;
+use crate::config::plan::Plan;
+use crate::live::{Current, Live};
+use crate::observe::Observer;
+use crate::proxy::Proxy;
+use door::Door;
+use listen::Bound;
+use reload::Reloader;
+
+/// How long tasks that are cut at the end have to notice.
+const CUT: Duration = Duration::from_millis(100);
+/// Streams that one HTTP/2 client connection may have open at once.
+const STREAMS: u32 = 256;
+
+/// A daemon whose sockets are bound, and that has no thread yet.
+pub struct Daemon {
+    current: Arc<Current>,
+    observer: Arc<Observer>,
+    reloader: Arc<Reloader>,
+    traffic: Vec<Bound>,
+    admin: Vec<Bound>,
+    threads: usize,
+    upstream_idle: usize,
+}
+
+/// The signals that the daemon acts on.
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+/// What a signal means.
+#[derive(Debug, PartialEq, Eq)]
+enum Told {
+    /// Finish and end.
+    Stop,
+    /// Read the configuration again.
+    Reload,
+}
+
+/// The accept loops, and how to tell every connection to end.
+struct Doors {
+    stop: watch::Sender<bool>,
+    open: mpsc::Receiver<()>,
+    loops: JoinSet<io::Result<()>>,
+}
+
+// === impl Daemon ===
+
+impl Daemon {
+    /// Binds the sockets of a plan.
+    ///
+    /// # Errors
+    /// A line that says which socket cannot be had, and why.
+    pub fn bind(
+        path: PathBuf,
+        environment: reload::Environment,
+        plan: Plan,
+        observer: Arc<Observer>,
+    ) -> Result<Self, String> {
+        let traffic = listen::bind(&plan.server.listen)?;
+        let admin = listen::bind(&plan.admin.listen)?;
+        let (threads, upstream_idle) = (plan.server.threads, plan.server.upstream_idle);
+        let current = Arc::new(Current::new(Live::new(plan, None)));
+        let reloader = Arc::new(Reloader::new(path, environment, current.clone(), observer.clone()));
+        Ok(Self { current, observer, reloader, traffic, admin, threads, upstream_idle })
+    }
+
+    /// Serves until it is told to stop and every request is finished or its time is over.
+    ///
+    /// # Errors
+    /// A line that says why it could not start.
+    pub fn run(self) -> Result<(), String> {
+        let runtime = runtime(self.threads).map_err(|e| format!("cannot start: {e}"))?;
+        let listens: Vec<_> = self.traffic.iter().chain(&self.admin).map(|bound| bound.listen.clone()).collect();
+        let served = runtime.block_on(self.serve()).map_err(|e| format!("cannot start: {e}"));
+        runtime.shutdown_timeout(CUT);
+        listens.iter().for_each(listen::remove);
+        served
+    }
+
+    async fn serve(self) -> io::Result<()> {
+        let mut signals = Signals::install()?;
+        let current = self.current.clone();
+        let reloader = self.reloader.clone();
+        let mut doors = self.open();
+        reloader.start_probes();
+        log::info!("forebay {} serves", crate::VERSION);
+        while signals.next().await == Told::Reload {
+            let _ = reloader.reload(); // its faults are logged there
+        }
+        current.drain();
+        let limit = current.live().plan.server.drain;
+        log::info!("stopping: requests in flight have {} s", limit.as_secs_f32());
+        doors.stop.send_replace(true);
+        tokio::select! {
+            () = doors.close() => log::info!("stopped: every request was finished"),
+            () = tokio::time::sleep(limit) => log::warn!("stopped: requests were cut off after {} s", limit.as_secs_f32()),
+            () = signals.stopped() => log::warn!("stopped: told a second time, requests were cut off"),
+        }
+        Ok(())
+    }
+
+    /// Starts the accept loops.
+    fn open(self) -> Doors {
+        let (stop, stopped) = watch::channel(false);
+        let (held, open) = mpsc::channel(1);
+        let mut loops = JoinSet::new();
+        for bound in self.traffic.iter().chain(&self.admin) {
+            log::info!("listening on {}", listen::address(bound));
+        }
+        let proxy = Proxy::new(self.current.clone(), self.observer.clone(), connection::header_complete);
+        let conf = ServerConf {
+            threads: self.threads,
+            upstream_keepalive_pool_size: self.upstream_idle,
+            ..ServerConf::default()
+        };
+        let door = Door {
+            app: Arc::new(pingora(proxy, conf)),
+            current: self.current.clone(),
+            stop: stopped.clone(),
+            open: held.clone(),
+        };
+        self.traffic.into_iter().for_each(|bound| drop(loops.spawn(door.clone().run(bound))));
+        for bound in self.admin {
+            let unix = matches!(bound.listen, crate::config::Listen::Unix(_));
+            let admin = Admin::new(self.current.clone(), self.observer.clone(), self.reloader.clone(), unix);
+            let door =
+                Door { app: Arc::new(admin), current: self.current.clone(), stop: stopped.clone(), open: held.clone() };
+            loops.spawn(door.run(bound));
+        }
+        Doors { stop, open, loops }
+    }
+}
+
+// === impl Doors ===
+
+impl Doors {
+    /// Returns when no connection is left. First the accept loops end: one may hold a connection that nobody serves yet.
+    async fn close(&mut self) {
+        while let Some(ended) = self.loops.join_next().await {
+            if let Ok(Err(e)) = ended {
+                log::error!("an accept loop failed: {e}");
+            }
+        }
+        while self.open.recv().await.is_some() {}
+    }
+}
+
+// === impl Signals ===
+
+impl Signals {
+    fn install() -> io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.term.recv() => Told::Stop,
+            _ = self.int.recv() => Told::Stop,
+            _ = self.hup.recv() => Told::Reload,
+        }
+    }
+
+    async fn stopped(&mut self) {
+        while self.next().await != Told::Stop {}
+    }
+}
+
+fn runtime(threads: usize) -> io::Result<Runtime> {
+    Builder::new_multi_thread().worker_threads(threads).thread_name("worker").enable_all().build()
+}
+
+/// Pingora's proxy around ours, for HTTP/1.1 and cleartext HTTP/2.
+#[must_use]
+pub fn pingora(proxy: Proxy, conf: ServerConf) -> HttpProxy<Proxy> {
+    let mut proxy = http_proxy(&Arc::new(conf), proxy);
+    proxy.server_options = Some(options());
+    let mut h2 = default_h2_options();
+    h2.max_concurrent_streams(STREAMS);
+    proxy.h2_options = Some(h2);
+    proxy
+}
+
+/// How connections are spoken on.
+#[must_use]
+pub fn options() -> HttpServerOptions {
+    let mut options = HttpServerOptions::default();
+    options.h2c = true;
+    options.h2_idle_timeout = Some(Duration::from_secs(60));
+    options
+}

@@ -1,0 +1,146 @@
+//! What one client connection is doing, and the watchdog that ends it.
+//!
+//! No timer is touched per request: phases are one atomic word, which the watchdog reads when a limit could have passed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::H2Options;
+use pingora::server::ShutdownWatch;
+use tokio::sync::watch;
+
+tokio::task_local! {
+    /// The connection of the request that is being read.
+    static CONNECTION: Arc<Connection>;
+}
+
+/// How long a connection must have been idle before it is closed once the daemon stops: a client that has just had its
+/// answer may be sending its next request.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// How long a connection may be in its phases.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// From the first moment, or from a later request's first byte, to the end of the header.
+    pub header: Duration,
+    /// Between requests.
+    pub keepalive: Duration,
+}
+
+/// What a connection is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Accepted, no byte yet.
+    Fresh,
+    /// Kept alive, no byte of the next request yet.
+    Idle,
+    /// In a header.
+    Header,
+    /// A request is being answered; over HTTP/2: the connection has had a stream.
+    Busy,
+}
+
+/// One client connection: its phase and when it began, in one word of milliseconds and two bits.
+#[derive(Debug)]
+pub struct Connection {
+    born: Instant,
+    word: AtomicU64,
+}
+
+/// The application of one connection, around that of all of them.
+pub struct Edge<A> {
+    /// What answers.
+    pub app: Arc<A>,
+    /// The connection.
+    pub connection: Arc<Connection>,
+}
+
+/// The header of the request under way is complete.
+pub fn header_complete() {
+    let _ = CONNECTION.try_with(|connection| connection.enter(Phase::Busy)); // elsewhere nobody watches
+}
+
+// === impl Connection ===
+
+impl Default for Connection {
+    fn default() -> Self {
+        Self { born: Instant::now(), word: AtomicU64::new(Phase::Fresh as u64) }
+    }
+}
+
+impl Connection {
+    /// Bytes came: the first of them begin a header.
+    pub fn bytes_came(&self) {
+        if matches!(self.phase().0, Phase::Fresh | Phase::Idle) {
+            self.enter(Phase::Header);
+        }
+    }
+
+    /// Returns when the connection must be closed.
+    pub async fn watch(&self, limits: Limits, mut stop: watch::Receiver<bool>) {
+        let mut stopping = *stop.borrow_and_update();
+        loop {
+            let (phase, age) = self.phase();
+            let limit = match phase {
+                Phase::Busy => Duration::MAX,
+                Phase::Header => limits.header,
+                Phase::Fresh if stopping => GRACE.min(limits.header),
+                Phase::Idle if stopping => GRACE,
+                Phase::Fresh => limits.header,
+                Phase::Idle => limits.keepalive,
+            };
+            if age >= limit {
+                return log::debug!("closing a connection: {phase:?} for {age:?}");
+            }
+            let look = if stopping { GRACE / 4 } else { limits.header.min(Duration::from_secs(3600)) };
+            tokio::select! {
+                () = tokio::time::sleep((limit - age).min(look)) => {}
+                changed = stop.changed(), if !stopping => stopping = changed.is_ok(),
+            }
+        }
+    }
+
+    fn enter(&self, phase: Phase) {
+        let millis = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX >> 2);
+        self.word.store(millis << 2 | phase as u64, Relaxed);
+    }
+
+    fn phase(&self) -> (Phase, Duration) {
+        let word = self.word.load(Relaxed);
+        let phase = [Phase::Fresh, Phase::Idle, Phase::Header, Phase::Busy][(word & 3) as usize];
+        (phase, self.born.elapsed().saturating_sub(Duration::from_millis(word >> 2)))
+    }
+}
+
+// === impl Edge ===
+
+#[async_trait]
+impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Edge<A> {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        mut session: ServerSession,
+        shutdown: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        let http1 = session.as_http1().is_some();
+        if http1 && session.get_keepalive().is_some() {
+            session.set_keepalive(Some(0)); // no timer per read: the watchdog has the limits
+        }
+        let again = CONNECTION.scope(self.connection.clone(), self.app.process_new_http(session, shutdown)).await;
+        if http1 {
+            self.connection.enter(Phase::Idle);
+        }
+        again
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        self.app.h2_options()
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        self.app.server_options()
+    }
+}

@@ -1,0 +1,154 @@
+//! The accept loop and the life of one connection.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::protocols::l4::stream::Stream as L4Stream;
+use pingora::protocols::{GetSocketDigest, SocketDigest};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{mpsc, watch};
+
+use super::connection::{Connection, Edge, Limits};
+use super::listen::Bound;
+use super::wire::Wire;
+use crate::config::Listen;
+use crate::live::Current;
+
+/// How long accepting pauses when the system has no room for another connection.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Lets clients in to an application.
+pub struct Door<A> {
+    /// What answers them.
+    pub app: Arc<A>,
+    /// Whose limits hold for new connections.
+    pub current: Arc<Current>,
+    /// Turns true when the daemon stops. Never mark this one as seen: Pingora's HTTP/2 loop waits for a change of its clones.
+    pub stop: watch::Receiver<bool>,
+    /// Held by each connection: all of them gone ends the channel.
+    pub open: mpsc::Sender<()>,
+}
+
+/// A socket that accepts in this runtime.
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl<A> Clone for Door<A> {
+    fn clone(&self) -> Self {
+        let Self { app, current, stop, open } = self;
+        Self { app: app.clone(), current: current.clone(), stop: stop.clone(), open: open.clone() }
+    }
+}
+
+// === impl Door ===
+
+impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
+    /// Accepts until the daemon stops, then takes those who wait already.
+    ///
+    /// # Errors
+    /// When the socket cannot be used in this runtime.
+    pub async fn run(self, bound: Bound) -> io::Result<()> {
+        let listener = Listener::adopt(bound)?;
+        let mut stop = self.stop.clone();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break,
+                accepted = listener.accept() => accepted,
+            };
+            self.admit(accepted).await;
+        }
+        for accepted in listener.rest()? {
+            self.admit(accepted).await;
+        }
+        Ok(())
+    }
+
+    async fn admit(&self, accepted: io::Result<L4Stream>) {
+        match accepted {
+            Ok(stream) => drop(tokio::spawn(self.clone().serve(stream))),
+            Err(e) => {
+                log::error!("accept: {e}");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+
+    async fn serve(self, stream: L4Stream) {
+        let connection = Arc::new(Connection::default());
+        let limits = {
+            let server = &self.current.live().plan.server;
+            Limits { header: server.header_timeout, keepalive: server.keepalive }
+        };
+        let edge = Arc::new(Edge { app: self.app.clone(), connection: connection.clone() });
+        let wire = Box::new(Wire::new(Box::new(stream), connection.clone()));
+        tokio::select! {
+            _ = ServerApp::process_new(&edge, wire, &self.stop) => {}
+            () = connection.watch(limits, self.stop.clone()) => {}
+        }
+    }
+}
+
+// === impl Listener ===
+
+impl Listener {
+    fn adopt(bound: Bound) -> io::Result<Self> {
+        Ok(match bound.listen {
+            Listen::Tcp(_) => Self::Tcp(TcpListener::from_std(bound.socket.into())?),
+            Listen::Unix(_) => Self::Unix(UnixListener::from_std(bound.socket.into())?),
+        })
+    }
+
+    async fn accept(&self) -> io::Result<L4Stream> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await.and_then(|(stream, peer)| tcp(stream, peer)),
+            Self::Unix(listener) => listener.accept().await.map(|(stream, _)| unix(stream)),
+        }
+    }
+
+    /// What waits now. The system is asked, not tokio, whose idea of readiness is one turn of the reactor old: what is
+    /// left in the queue when the socket closes would be reset.
+    fn rest(self) -> io::Result<Vec<io::Result<L4Stream>>> {
+        let mut all = Vec::new();
+        match self {
+            Self::Tcp(listener) => {
+                let listener = listener.into_std()?;
+                while let Ok((stream, peer)) = listener.accept() {
+                    stream.set_nonblocking(true)?;
+                    all.push(TcpStream::from_std(stream).and_then(|stream| tcp(stream, peer)));
+                }
+            }
+            Self::Unix(listener) => {
+                let listener = listener.into_std()?;
+                while let Ok((stream, _)) = listener.accept() {
+                    stream.set_nonblocking(true)?;
+                    all.push(UnixStream::from_std(stream).map(unix));
+                }
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn tcp(stream: TcpStream, peer: SocketAddr) -> io::Result<L4Stream> {
+    stream.set_nodelay(true)?;
+    let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
+    let _ = digest.peer_addr.set(Some(peer.into())); // new: nobody has set it
+    let mut stream = L4Stream::from(stream);
+    stream.set_socket_digest(digest);
+    Ok(stream)
+}
+
+fn unix(stream: UnixStream) -> L4Stream {
+    let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
+    let _ = digest.peer_addr.set(None); // new: nobody has set it
+    let mut stream = L4Stream::from(stream);
+    stream.set_socket_digest(digest);
+    stream
+}

@@ -1,0 +1,80 @@
+//! Listening sockets, bound by us before any thread exists, so that a port in use is told at once.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use socket2::{Domain, Socket, Type};
+
+use crate::config::Listen;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 4096;
+
+/// A bound socket and the address it was asked for.
+#[derive(Debug)]
+pub struct Bound {
+    /// The configured address.
+    pub listen: Listen,
+    /// The socket, listening.
+    pub socket: Socket,
+}
+
+/// Binds every address, or none.
+///
+/// # Errors
+/// A line that names the address and says what is wrong with it.
+pub fn bind(all: &[Listen]) -> Result<Vec<Bound>, String> {
+    let each = all.iter().map(|listen| {
+        let socket = match listen {
+            Listen::Tcp(address) => tcp(*address),
+            Listen::Unix(path) => unix(path),
+        };
+        let socket = socket.and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
+        socket.map(|socket| Bound { listen: listen.clone(), socket }).map_err(|e| refused(listen, &e))
+    });
+    each.collect()
+}
+
+/// The address of a TCP socket: with port 0, the one that the system chose.
+#[must_use]
+pub fn address(bound: &Bound) -> String {
+    let chosen = bound.socket.local_addr().ok().and_then(|address| address.as_socket());
+    chosen.map_or_else(|| bound.listen.to_string(), |address| address.to_string())
+}
+
+/// Removes what a unix socket leaves behind.
+pub fn remove(listen: &Listen) {
+    if let Listen::Unix(path) = listen {
+        let _ = fs::remove_file(path); // gone already: fine
+    }
+}
+
+fn tcp(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+fn unix(path: &Path) -> io::Result<Socket> {
+    // A file that nobody listens on is left over from a crash.
+    if UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
+        fs::remove_file(path)?;
+    }
+    Ok(Socket::from(OwnedFd::from(UnixListener::bind(path)?)))
+}
+
+fn refused(listen: &Listen, e: &io::Error) -> String {
+    let hint = match e.kind() {
+        io::ErrorKind::AddrInUse => "another process listens there already",
+        io::ErrorKind::AddrNotAvailable => "this machine has no such address",
+        io::ErrorKind::PermissionDenied => "permission denied: a port below 1024 needs CAP_NET_BIND_SERVICE",
+        _ => return format!("cannot listen on {listen}: {e}"),
+    };
+    format!("cannot listen on {listen}: {hint}")
+}

@@ -1,0 +1,130 @@
+//! Asks each engine whether it is well, and tells its server.
+//!
+//! The questions are pingora-load-balancing's; when to ask, how long to wait in all, and what an answer means is ours.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use pingora::protocols::l4::socket::SocketAddr as PeerAddr;
+use pingora::{Error, ErrorType};
+use pingora_load_balancing::Backend;
+use pingora_load_balancing::health_check::{HealthCheck, HttpHealthCheck, TcpHealthCheck};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::resolve::Resolver;
+use crate::live::Live;
+use crate::pool::server::{Probed, State};
+use crate::pool::settings::{Check, Health};
+use crate::pool::{Pool, Server, Settings};
+
+/// The type under which an answer that is not well comes out of a check, with its status.
+const STATUS: &str = "ProbeStatus";
+
+/// The probes of all servers of all pools; they end when this is dropped.
+#[derive(Debug)]
+pub struct Probes(#[expect(dead_code, reason = "held for its drop, which ends the tasks")] JoinSet<()>);
+
+// === impl Probes ===
+
+impl Probes {
+    /// Begins to probe.
+    #[must_use]
+    pub fn start(live: &Live) -> Self {
+        let mut tasks = JoinSet::new();
+        for pool in live.pools() {
+            let check: Arc<Option<Box<dyn HealthCheck + Send + Sync>>> = Arc::new(check(&pool.settings));
+            for place in 0..pool.servers.len() {
+                tasks.spawn(watch(pool.clone(), place, check.clone()));
+            }
+        }
+        Self(tasks)
+    }
+}
+
+type SharedCheck = Arc<Option<Box<dyn HealthCheck + Send + Sync>>>;
+
+/// Probes one server for ever.
+async fn watch(pool: Arc<Pool>, place: usize, check: SharedCheck) {
+    let Health { interval: every, timeout: limit, rules, port, .. } = pool.settings.health;
+    let (server, name) = (&pool.servers[place], &pool.settings.servers[place].name);
+    let mut resolver = Resolver::default();
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let probed = match &*check {
+            Some(check) => probe(server, &mut resolver, &**check, port, limit).await,
+            None => Probed::Failed("its `Host` header cannot be sent".to_owned()),
+        };
+        if let Some(change) = server.observe(probed, rules, SystemTime::now()) {
+            let (from, to) = (change.from.as_str(), change.to.as_str());
+            let pool = &pool.settings.name;
+            let level = if change.to == State::Down { log::Level::Warn } else { log::Level::Info };
+            log::log!(level, "server {pool}/{name} is {to} (was {from}): {}", change.why);
+        }
+    }
+}
+
+/// Asks once.
+async fn probe(
+    server: &Server,
+    resolver: &mut Resolver,
+    check: &(dyn HealthCheck + Send + Sync),
+    port: Option<u16>,
+    limit: Duration,
+) -> Probed {
+    let mut address = match resolver.address(server, !server.is_up(), limit).await {
+        Ok(address) => address,
+        Err(why) => return Probed::Failed(why),
+    };
+    if let Some(port) = port {
+        address.set_port(port);
+    }
+    let backend = Backend { addr: PeerAddr::Inet(address), weight: 1, ext: Default::default() };
+    match timeout(limit, check.check(&backend)).await {
+        Ok(Ok(())) => Probed::Alive,
+        Ok(Err(e)) => failed(&e),
+        Err(_) => Probed::Failed(format!("no answer to the probe in {} s", limit.as_secs_f32())),
+    }
+}
+
+fn failed(e: &Error) -> Probed {
+    let why = match e.root_etype() {
+        ErrorType::CustomCode(STATUS, status @ (401 | 403 | 429)) => return Probed::Refused(*status),
+        ErrorType::CustomCode(STATUS, status) => format!("the probe was answered with {status}"),
+        ErrorType::ConnectRefused => "connection refused".to_owned(),
+        ErrorType::ConnectTimedout => "connect timed out".to_owned(),
+        ErrorType::ConnectNoRoute => "no route to it".to_owned(),
+        ErrorType::ConnectionClosed => "it closed the probe's connection".to_owned(),
+        ErrorType::ReadTimedout => "it was silent to the probe".to_owned(),
+        other => format!("the probe failed: {}", other.as_str()),
+    };
+    Probed::Failed(why)
+}
+
+/// The question for a pool's servers. `None` if it cannot be put.
+fn check(settings: &Settings) -> Option<Box<dyn HealthCheck + Send + Sync>> {
+    let limit = Some(settings.health.timeout);
+    match &settings.health.check {
+        Check::Tcp => {
+            let mut check = TcpHealthCheck::new();
+            check.peer_template.options.connection_timeout = limit;
+            Some(check)
+        }
+        Check::Http(path) => {
+            let mut check = HttpHealthCheck::new("forebay", false);
+            check.peer_template.options.connection_timeout = limit;
+            check.peer_template.options.read_timeout = limit;
+            check.req.set_uri(path.parse().ok()?);
+            if let Some(host) = &settings.host {
+                check.req.insert_header("host", &**host).ok()?;
+            }
+            check.validator = Some(Box::new(|answer| match answer.status.as_u16() {
+                200..300 => Ok(()),
+                status => Err(Error::new(ErrorType::CustomCode(STATUS, status))),
+            }));
+            Some(Box::new(check))
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What is in force: the plan, and the pools that live by it.
+//!
+//! A request pins one of these from its first byte to its last; a reload puts the next one in its place.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use arc_swap::ArcSwap;
+
+use crate::config::plan::Plan;
+use crate::pool::{Pool, PoolId};
+
+/// A plan with its pools.
+#[derive(Debug)]
+pub struct Live {
+    /// What the configuration says.
+    pub plan: Plan,
+    /// In the plan's order.
+    pools: Vec<Arc<Pool>>,
+}
+
+/// What is in force now, and whether the daemon stops.
+#[derive(Debug)]
+pub struct Current {
+    live: ArcSwap<Live>,
+    draining: AtomicBool,
+}
+
+/// Whether requests should be sent here, and if not, why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Readiness {
+    /// What stands in the way; empty: nothing.
+    pub reasons: Vec<&'static str>,
+    /// The pools without a usable server.
+    pub unusable: Vec<Arc<str>>,
+}
+
+// === impl Current ===
+
+impl Current {
+    /// With this in force.
+    #[must_use]
+    pub fn new(live: Live) -> Self {
+        Self { live: ArcSwap::from_pointee(live), draining: AtomicBool::new(false) }
+    }
+
+    /// What is in force, pinned.
+    #[must_use]
+    pub fn live(&self) -> Arc<Live> {
+        self.live.load_full()
+    }
+
+    /// Puts another one in force for all requests from now on.
+    pub fn replace(&self, live: Live) {
+        self.live.store(Arc::new(live));
+    }
+
+    /// The daemon stops.
+    pub fn drain(&self) {
+        self.draining.store(true, Relaxed);
+    }
+
+    /// Whether the daemon stops.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Relaxed)
+    }
+
+    /// Whether requests should be sent here.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        let live = self.live.load();
+        let stands = [
+            (self.is_draining(), "draining"),
+            (!live.is_probed(), "the first round of health checks is not over"),
+            (!live.is_usable(), "no pool has a usable server"),
+        ];
+        let reasons = stands.into_iter().filter_map(|(holds, why)| holds.then_some(why)).collect();
+        let unusable = live.pools.iter().filter(|pool| !pool.is_usable());
+        Readiness { reasons, unusable: unusable.map(|pool| pool.settings.name.clone()).collect() }
+    }
+}
+
+// === impl Readiness ===
+
+impl Readiness {
+    /// Whether nothing stands in the way.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.reasons.is_empty()
+    }
+}
+
+// === impl Live ===
+
+impl Live {
+    /// Puts a plan in force. Servers that `former` has go on with their state and counts.
+    #[must_use]
+    pub fn new(plan: Plan, former: Option<&Live>) -> Self {
+        let known = |name: &str| former.and_then(|live| live.pools.iter().find(|pool| &*pool.settings.name == name));
+        let pools = plan
+            .pools
+            .iter()
+            .map(|settings| Arc::new(Pool::new(settings.clone(), known(&settings.name).map(Arc::as_ref))))
+            .collect();
+        Self { plan, pools }
+    }
+
+    /// The pool of this place in the plan.
+    #[must_use]
+    pub fn pool(&self, id: PoolId) -> &Arc<Pool> {
+        &self.pools[id.0]
+    }
+
+    /// Every pool, in the plan's order.
+    pub fn pools(&self) -> impl Iterator<Item = &Arc<Pool>> {
+        self.pools.iter()
+    }
+
+    /// Whether the first round of probes is over.
+    #[must_use]
+    pub fn is_probed(&self) -> bool {
+        self.pools.iter().all(|pool| pool.is_probed())
+    }
+
+    /// Whether any request could be served now.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.pools.iter().any(|pool| pool.is_usable())
+    }
+}

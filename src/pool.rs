@@ -1,0 +1,193 @@
+//! The interchangeable engines behind a model or route, and which of them a request gets.
+//!
+//! Picking is one step under one short lock: filter the usable servers, let the selector choose, take the lease. So
+//! simultaneous picks see each other.
+
+pub mod balance;
+pub mod lease;
+pub mod retry;
+pub mod server;
+pub mod settings;
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+pub use lease::Lease;
+pub use server::Server;
+pub use settings::Settings;
+
+use balance::{Candidate, Selector};
+
+/// A pool's place in the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PoolId(pub usize);
+
+/// Interchangeable engines.
+#[derive(Debug)]
+pub struct Pool {
+    /// What the configuration says of it.
+    pub settings: Arc<Settings>,
+    /// The servers in the file's order.
+    pub servers: Vec<Arc<Server>>,
+    chooser: Mutex<Chooser>,
+}
+
+/// The selector with the room in which it is shown its candidates.
+#[derive(Debug)]
+struct Chooser {
+    selector: Box<dyn Selector>,
+    candidates: Vec<Candidate>,
+}
+
+// === impl Pool ===
+
+impl Pool {
+    /// A pool of these settings. Servers that `former` has at the same address go on with their state and counts.
+    #[must_use]
+    pub fn new(settings: Arc<Settings>, former: Option<&Pool>) -> Self {
+        let servers: Vec<Arc<Server>> = settings
+            .servers
+            .iter()
+            .map(|wanted| {
+                let known = former.and_then(|pool| pool.servers.iter().find(|server| server.address == wanted.address));
+                known.cloned().unwrap_or_else(|| Arc::new(Server::new(wanted.address.clone())))
+            })
+            .collect();
+        let selector = settings.balance.selector(servers.len());
+        let candidates = Vec::with_capacity(servers.len());
+        Self { settings, servers, chooser: Mutex::new(Chooser { selector, candidates }) }
+    }
+
+    /// A lease on one of the usable servers that are not `tried`; backups only where no other is left.
+    #[must_use]
+    pub fn pick(&self, tried: &[usize]) -> Option<Lease> {
+        let mut chooser = self.chooser.lock();
+        let Chooser { selector, candidates } = &mut *chooser;
+        for backup in [false, true] {
+            candidates.clear();
+            candidates.extend(self.usable(tried, backup));
+            if let Some(place) = selector.choose(candidates) {
+                return Some(Lease::new(self.servers[place].clone(), place));
+            }
+        }
+        None
+    }
+
+    /// Whether a request could be served now.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        [false, true].iter().any(|backup| self.usable(&[], *backup).next().is_some())
+    }
+
+    /// Whether every server has been probed.
+    #[must_use]
+    pub fn is_probed(&self) -> bool {
+        self.servers.iter().all(|server| server.is_probed())
+    }
+
+    /// The servers with their settings, in the file's order.
+    pub fn members(&self) -> impl Iterator<Item = (&Arc<Server>, &settings::Server)> {
+        self.servers.iter().zip(&self.settings.servers)
+    }
+
+    fn usable<'p>(&'p self, tried: &'p [usize], backup: bool) -> impl Iterator<Item = Candidate> + 'p {
+        self.members()
+            .enumerate()
+            .filter(move |(place, (server, settings))| {
+                settings.backup == backup && settings.weight > 0 && server.is_up() && !tried.contains(place)
+            })
+            .map(|(place, (server, settings))| Candidate {
+                place,
+                weight: settings.weight,
+                in_flight: server.in_flight(),
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::server::{Probed, Rules};
+    use std::collections::HashMap;
+    use std::time::SystemTime;
+
+    fn pool(servers: &[(&str, u32, bool)]) -> Pool {
+        let settings = Settings {
+            servers: servers
+                .iter()
+                .map(|(name, weight, backup)| settings::Server {
+                    name: (*name).into(),
+                    address: settings::Address::Name { host: (*name).into(), port: 1 },
+                    weight: *weight,
+                    backup: *backup,
+                })
+                .collect(),
+            ..Settings::named("p")
+        };
+        let pool = Pool::new(Arc::new(settings), None);
+        pool.servers.iter().for_each(|server| observe(server, Probed::Alive));
+        pool
+    }
+
+    fn observe(server: &Server, probed: Probed) {
+        server.observe(probed, Rules { rise: 1, fall: 1 }, SystemTime::now());
+    }
+
+    fn picked(pool: &Pool, lease: Option<Lease>) -> String {
+        lease.map_or("-".into(), |lease| pool.settings.servers[lease.place].name.to_string())
+    }
+
+    #[test]
+    fn requests_go_round_in_the_order_of_the_weights() {
+        let pool = pool(&[("a", 5, false), ("b", 1, false), ("c", 1, false)]);
+        let order: Vec<String> = (0..14).map(|_| picked(&pool, pool.pick(&[]))).collect();
+        assert_eq!(order.join(""), "aabacaaaabacaa");
+        let mut counts = HashMap::new();
+        for _ in 0..7_000 {
+            *counts.entry(picked(&pool, pool.pick(&[]))).or_insert(0) += 1;
+        }
+        assert_eq!((counts["a"], counts["b"], counts["c"]), (5_000, 1_000, 1_000));
+    }
+
+    #[test]
+    fn a_server_that_is_down_tried_or_of_no_weight_is_not_picked() {
+        let pool = pool(&[("a", 1, false), ("b", 1, false), ("z", 0, false)]);
+        observe(&pool.servers[0], Probed::Failed("down".into()));
+        assert_eq!((0..3).map(|_| picked(&pool, pool.pick(&[]))).collect::<String>(), "bbb");
+        assert_eq!(picked(&pool, pool.pick(&[1])), "-");
+        assert!(pool.is_usable());
+        observe(&pool.servers[1], Probed::Failed("down".into()));
+        assert!(!pool.is_usable());
+    }
+
+    #[test]
+    fn a_backup_is_picked_only_where_no_other_is_left() {
+        let pool = pool(&[("a", 1, false), ("b", 1, true)]);
+        assert_eq!(picked(&pool, pool.pick(&[])), "a");
+        assert_eq!(picked(&pool, pool.pick(&[0])), "b");
+        observe(&pool.servers[0], Probed::Failed("down".into()));
+        assert_eq!(picked(&pool, pool.pick(&[])), "b");
+    }
+
+    #[test]
+    fn a_lease_counts_while_it_is_held_and_no_longer() {
+        let pool = pool(&[("a", 1, false)]);
+        let leases: Vec<_> = (0..3).map(|_| pool.pick(&[])).collect();
+        assert_eq!(pool.servers[0].in_flight(), 3);
+        drop(leases);
+        assert_eq!(pool.servers[0].in_flight(), 0);
+    }
+
+    #[test]
+    fn a_reloaded_pool_keeps_the_state_of_servers_that_stay() {
+        let before = pool(&[("a", 1, false), ("b", 1, false)]);
+        let lease = before.pick(&[]);
+        let settings = Settings { servers: vec![before.settings.servers[0].clone()], ..Settings::named("p") };
+        let after = Pool::new(Arc::new(settings), Some(&before));
+        assert_eq!(after.servers[0].in_flight(), 1);
+        assert!(after.is_usable());
+        drop(lease);
+        assert_eq!(after.servers[0].in_flight(), 0);
+    }
+}

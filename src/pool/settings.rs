@@ -1,0 +1,132 @@
+//! What the configuration says of a pool, checked and compiled.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::balance::Balance;
+use super::server::Rules;
+
+/// One pool as configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// A metric label.
+    pub name: Arc<str>,
+    /// The servers in the file's order.
+    pub servers: Vec<Server>,
+    /// The rule that picks one.
+    pub balance: Balance,
+    /// The `Host` sent to the engines; `None`: the client's.
+    pub host: Option<Box<str>>,
+    /// Put before the path; no trailing slash.
+    pub path_prefix: Box<str>,
+    /// How its servers are probed.
+    pub health: Health,
+    /// The longest a connect may take.
+    pub connect: Option<Duration>,
+    /// The longest an engine may take until its response header.
+    pub first_byte: Option<Duration>,
+    /// How long an idle connection to an engine is kept.
+    pub idle_timeout: Duration,
+    /// How many servers a request may try in all.
+    pub attempts: usize,
+}
+
+/// One engine as configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// As configured, else its address; a metric label.
+    pub name: Arc<str>,
+    /// Where it listens.
+    pub address: Address,
+    /// Its share of the requests; 0: nothing new.
+    pub weight: u32,
+    /// Used only where no other server is usable.
+    pub backup: bool,
+}
+
+/// Where an engine listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// An IP address and a port.
+    Socket(SocketAddr),
+    /// A host name to be resolved, and a port.
+    Name {
+        /// The host's name.
+        host: Box<str>,
+        /// The port.
+        port: u16,
+    },
+}
+
+/// How a pool's servers are probed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// What is asked.
+    pub check: Check,
+    /// Where, if not at the server's own port.
+    pub port: Option<u16>,
+    /// From one round to the next.
+    pub interval: Duration,
+    /// The longest a probe may take in all.
+    pub timeout: Duration,
+    /// How many answers in a row change a server's state.
+    pub rules: Rules,
+}
+
+/// What a probe asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Check {
+    /// A GET of this path, answered with 2xx.
+    Http(Box<str>),
+    /// A connection, accepted.
+    Tcp,
+}
+
+// === impl Address ===
+
+impl Address {
+    /// An IP address stands for itself, anything else is a name.
+    #[must_use]
+    pub fn new(host: &str, port: u16) -> Self {
+        match host.parse::<IpAddr>() {
+            Ok(ip) => Self::Socket(SocketAddr::new(ip, port)),
+            Err(_) => Self::Name { host: host.into(), port },
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(address) => address.fmt(f),
+            Self::Name { host, port } => write!(f, "{host}:{port}"),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Settings {
+    /// An empty pool with the defaults, for tests.
+    pub(crate) fn named(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            servers: vec![],
+            balance: Balance::RoundRobin,
+            host: None,
+            path_prefix: "".into(),
+            health: Health {
+                check: Check::Tcp,
+                port: None,
+                interval: Duration::from_secs(5),
+                timeout: Duration::from_secs(2),
+                rules: Rules { rise: 2, fall: 3 },
+            },
+            connect: None,
+            first_byte: None,
+            idle_timeout: Duration::from_secs(4),
+            attempts: 3,
+        }
+    }
+}

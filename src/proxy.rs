@@ -1,0 +1,378 @@
+//! The way of a request: the only `impl ProxyHttp`, its phases in the order in which they run.
+//!
+//! A phase asks the domain and acts on the verdict; it holds no policy of its own. Whatever goes wrong anywhere reaches
+//! `fail_to_proxy`, the one place that tells the client.
+
+pub mod body;
+pub mod client;
+pub mod ending;
+pub mod exchange;
+pub mod headers;
+pub mod listing;
+pub mod peer;
+pub mod rejection;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::Method;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorSource, ErrorType, Result};
+
+use crate::access::route::{Auth, NoRoute, Target};
+use crate::access::{Model, Route};
+use crate::live::{Current, Live};
+use crate::observe::Observer;
+use crate::pool::PoolId;
+use crate::pool::retry::Failure;
+use crate::prompt::{self, Dialect, LastEvent};
+use client::Body;
+use ending::{End, FIRST_BYTE};
+use exchange::{Exchange, Outcome};
+use headers::Identity;
+use rejection::{Form, Rejection};
+
+/// How long a client that reads slowly is waited for when its stream breaks off.
+const LAST_WORD: Duration = Duration::from_secs(1);
+/// How long what is queued on an HTTP/2 stream has before the reset, which would discard it.
+const BEFORE_RESET: Duration = Duration::from_millis(20);
+
+/// The proxy: every client connection's requests go through here.
+pub struct Proxy {
+    current: Arc<Current>,
+    observer: Arc<Observer>,
+    /// Told whenever a request's header is complete.
+    header_complete: fn(),
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// A proxy for what is in force, which tells `observer` of each request.
+    #[must_use]
+    pub fn new(current: Arc<Current>, observer: Arc<Observer>, header_complete: fn()) -> Self {
+        Self { current, observer, header_complete }
+    }
+
+    /// Finds the route and the key. `true` if the request is answered already.
+    async fn admit(&self, session: &mut Session, x: &mut Exchange) -> Result<bool> {
+        let live = x.live.clone();
+        let header = session.req_header();
+        let path = header.uri.path();
+        if path == "/health" && matches!(header.method, Method::GET | Method::HEAD) {
+            return self.health(session).await;
+        }
+        let found = live.plan.routes.find(headers::host(header), path, &header.method);
+        let route = x.admitted.route.insert(found.map_err(no_route)?.clone()).clone();
+        let engine_path =
+            route.stripped(path).ok_or(Rejection::Malformed("its path does not keep the route's prefix"))?;
+        x.answer.dialect = Dialect::of(engine_path);
+        match route.auth {
+            Auth::None => x.admitted.credentials_pass = !live.plan.keys.know(&header.headers),
+            Auth::Key => {
+                let key = live.plan.keys.authenticate(&header.headers, SystemTime::now());
+                let key = x.admitted.key.insert(key.map_err(Rejection::Unauthenticated)?.clone());
+                if !key.may_use(&route) {
+                    return Err(Rejection::RouteNotAllowed.into());
+                }
+            }
+        }
+        if let Some(listed) = route.lists_models(path) {
+            let listed = listed.map(str::to_owned);
+            return self.list(session, x, listed.as_deref()).await;
+        }
+        match route.target {
+            Target::Model => self.prompt(session, x).await?,
+            Target::Pool(pool) => Self::stream_to(session, x, &live, pool).await?,
+        }
+        Ok(false)
+    }
+
+    /// Reads the body, finds its model, and gets it ready to be sent as often as it takes.
+    async fn prompt(&self, session: &mut Session, x: &mut Exchange) -> Result<()> {
+        let live = x.live.clone();
+        if headers::is_encoded(&session.req_header().headers) {
+            return Err(Rejection::Encoded.into());
+        }
+        let body = body::read(session, live.plan.server.max_body, live.plan.server.body_timeout).await?;
+        x.admitted.body = body.len();
+        let prompt = prompt::scan::scan(&body).map_err(Rejection::Unreadable)?;
+        let model = model(&live, x, &prompt.model)?;
+        let pool = live.pool(model.pool);
+        let body = match &model.upstream {
+            Some(name) => prompt::scan::rename(&body, &prompt.model_span, name),
+            None => body,
+        };
+        x.admitted.stream = Some(prompt.stream);
+        x.admitted.asked = Some(prompt.model);
+        x.admitted.model = Some(model);
+        x.admitted.pool = Some(pool.clone());
+        x.way.repeatable = true;
+        client::wrap(session, Body::Whole(body), pool.settings.first_byte, x.shared.clone())
+    }
+
+    /// Lets the body stream to the pool.
+    async fn stream_to(session: &mut Session, x: &mut Exchange, live: &Live, pool: PoolId) -> Result<()> {
+        let pool = live.pool(pool);
+        x.admitted.pool = Some(pool.clone());
+        x.way.repeatable = session.is_body_empty();
+        body::invite(session).await?;
+        let body = Body::Streamed(live.plan.server.body_timeout);
+        client::wrap(session, body, pool.settings.first_byte, x.shared.clone())
+    }
+
+    /// Answers from memory which models there are, or what one of them is.
+    async fn list(&self, session: &mut Session, x: &mut Exchange, id: Option<&str>) -> Result<bool> {
+        let live = x.live.clone();
+        let body = match id {
+            None => listing::all(&live.plan, x.admitted.key.as_deref()),
+            Some(id) => {
+                let id = crate::access::route::decoded(id).ok_or(Rejection::UnknownModel(id.into()))?;
+                listing::one(&live.plan, &*model(&live, x, &id)?, &id)
+            }
+        };
+        let mut header = listing::header(&body)?;
+        header.insert_header(headers::REQUEST_ID, x.request_id())?;
+        body::answer(session, header, body).await?;
+        Ok(true)
+    }
+
+    /// Tells a load balancer in front whether to send requests, and nothing more.
+    async fn health(&self, session: &mut Session) -> Result<bool> {
+        let ready = self.current.readiness().is_ready();
+        let body = Bytes::from_static(if ready { b"{\"status\":\"ok\"}" } else { b"{\"status\":\"unavailable\"}" });
+        let mut header = listing::header(&body)?;
+        header.set_status(if ready { 200 } else { 503 })?;
+        body::answer(session, header, body).await?;
+        Ok(true)
+    }
+
+    /// Answers a rejection where nothing was answered yet. Whether the client's connection can live on.
+    async fn refuse(&self, session: &mut Session, x: &Exchange, rejection: &Rejection) -> Result<bool> {
+        // After an attempt Pingora 0.9.1 closes the connection, whatever `FailToProxy` says.
+        let closes = rejection.closes() || x.way.has_begun() || self.current.is_draining();
+        if closes {
+            session.set_keepalive(None);
+        }
+        let request = session.req_header();
+        let form = Form::of(request.uri.path(), request.headers.get(CONTENT_TYPE));
+        let (mut header, body) = rejection.response(form)?;
+        header.insert_header(headers::REQUEST_ID, x.request_id())?;
+        Ok(body::answer(session, header, body).await? && !closes)
+    }
+
+    /// Ends an answer that has begun so that nobody takes it for whole.
+    async fn break_off(session: &mut Session, x: &Exchange, rejection: &Rejection, torn: bool) {
+        let downstream = &mut session.downstream_session;
+        let streams = x.answer.last_event.as_ref().filter(|_| !torn);
+        if let Some(last_event) = streams {
+            let gap: &[u8] = if last_event.is_between_events() { b"" } else { b"\n\n" };
+            let event = [gap, &rejection.event(x.answer.dialect)].concat();
+            let _ = tokio::time::timeout(LAST_WORD, downstream.write_response_body(event.into(), false)).await;
+        }
+        if downstream.is_http2() {
+            tokio::time::sleep(BEFORE_RESET).await;
+        }
+        downstream.shutdown().await; // RST_STREAM, or the end of the connection before the last chunk
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = Exchange;
+
+    fn new_ctx(&self) -> Exchange {
+        (self.header_complete)();
+        Exchange::new(self.current.live())
+    }
+
+    /// None: the default one, compression, would hold events back.
+    fn init_downstream_modules(&self, _: &mut HttpModules) {}
+
+    async fn early_request_filter(&self, session: &mut Session, x: &mut Exchange) -> Result<()> {
+        session.set_ignore_info_resp(true);
+        let peer = session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip());
+        let raw = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
+        let header = session.req_header_mut();
+        x.identity = Some(Identity::of(&header.headers, peer, &x.live.plan.server.trusted_proxies));
+        headers::check(header, raw.as_deref())?;
+        headers::to_origin_form(header)
+    }
+
+    async fn request_filter(&self, session: &mut Session, x: &mut Exchange) -> Result<bool> {
+        let answered = self.admit(session, x).await?;
+        x.shared.closing.store(self.current.is_draining(), Relaxed);
+        Ok(answered)
+    }
+
+    async fn upstream_peer(&self, _: &mut Session, x: &mut Exchange) -> Result<Box<HttpPeer>> {
+        let pool = x.admitted.pool.as_ref().ok_or(Rejection::Internal)?;
+        let lease = x.way.go(pool).ok_or(Rejection::NoServer(pool.settings.health.interval))?;
+        let address = lease.server.resolved().ok_or(Rejection::Unavailable)?;
+        Ok(peer::of(&pool.settings, address, x.way.fresh))
+    }
+
+    fn fail_to_connect(&self, _: &mut Session, peer: &HttpPeer, x: &mut Exchange, mut e: Box<Error>) -> Box<Error> {
+        log::warn!("request {}: {e} at {peer}", x.request_id());
+        x.way.ends(Outcome::ConnectFailed);
+        let again = x.admitted.pool.as_ref().is_some_and(|pool| x.way.fails(Failure::Connect, pool));
+        e.set_retry(again);
+        e
+    }
+
+    async fn upstream_request_filter(&self, _: &mut Session, to: &mut RequestHeader, x: &mut Exchange) -> Result<()> {
+        let (Some(identity), Some(route), Some(pool)) = (&x.identity, &x.admitted.route, &x.admitted.pool) else {
+            return Err(Rejection::Internal.into());
+        };
+        readdress(to, route, &pool.settings.path_prefix)?;
+        headers::to_engine(to, identity, pool.settings.host.as_deref(), x.admitted.credentials_pass)
+    }
+
+    async fn upstream_response_filter(&self, _: &mut Session, h: &mut ResponseHeader, x: &mut Exchange) -> Result<()> {
+        if h.status.is_informational() {
+            return Ok(());
+        }
+        x.answer.first_byte = Some(Instant::now());
+        x.way.ends(Outcome::Answered);
+        let kind = h.headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+        if kind.starts_with(b"text/event-stream") && !h.headers.contains_key(CONTENT_ENCODING) {
+            let last_event = LastEvent::of(x.answer.dialect);
+            x.shared.unfinished.store(!last_event.was_seen(), Relaxed);
+            x.answer.last_event = Some(last_event);
+        }
+        Ok(())
+    }
+
+    async fn response_filter(&self, _: &mut Session, header: &mut ResponseHeader, x: &mut Exchange) -> Result<()> {
+        x.shared.closing.store(self.current.is_draining(), Relaxed);
+        match &x.identity {
+            Some(identity) => headers::to_client(header, identity),
+            None => Ok(()),
+        }
+    }
+
+    fn response_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        _: bool,
+        x: &mut Exchange,
+    ) -> Result<Option<Duration>> {
+        if let (Some(last_event), Some(bytes)) = (&mut x.answer.last_event, body) {
+            last_event.feed(bytes);
+            x.shared.unfinished.store(!last_event.was_seen(), Relaxed);
+        }
+        Ok(None)
+    }
+
+    fn error_while_proxy(
+        &self,
+        peer: &HttpPeer,
+        session: &mut Session,
+        mut e: Box<Error>,
+        x: &mut Exchange,
+        reused: bool,
+    ) -> Box<Error> {
+        let begun = has_begun(session);
+        let (end, _) = ending::of(&e, begun, Duration::ZERO);
+        x.way.ends(outcome(&e, end));
+        if end != End::ClientGone {
+            log::warn!("request {}: {e} at {peer}", x.request_id());
+        }
+        let lost = matches!(
+            e.etype(),
+            ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError | ErrorType::H2Error
+        );
+        let kept_alive = reused && lost && *e.esource() == ErrorSource::Upstream;
+        let failure = if kept_alive { Failure::KeptAlive } else { Failure::Other };
+        let again = !begun && x.admitted.pool.as_ref().is_some_and(|pool| x.way.fails(failure, pool));
+        e.set_retry(again); // always: Pingora panics on what is undecided
+        e
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, x: &mut Exchange) -> FailToProxy {
+        let torn = x.shared.writing.load(Relaxed);
+        client::unwrap(session, &x.shared);
+        let begun = has_begun(session);
+        let (end, rejection) = ending::of(e, begun, x.live.plan.server.body_timeout);
+        x.answer.end = end;
+        let Some(rejection) = rejection else {
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
+        };
+        x.answer.code = rejection.code();
+        if rejection == Rejection::Internal {
+            log::error!("request {}: {e}", x.request_id());
+        }
+        let error_code = rejection.status().as_u16();
+        let can_reuse_downstream = if begun {
+            Self::break_off(session, x, &rejection, torn).await;
+            false
+        } else {
+            self.refuse(session, x, &rejection).await.unwrap_or(false)
+        };
+        FailToProxy { error_code, can_reuse_downstream }
+    }
+
+    async fn logging(&self, session: &mut Session, _: Option<&Error>, x: &mut Exchange) {
+        client::unwrap(session, &x.shared);
+        self.observer.observe(&x.record(session));
+    }
+
+    /// All that is worth a line was logged where it happened.
+    fn suppress_error_log(&self, _: &Session, _: &Exchange, _: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &Exchange, _: &Error, _: ProxyWarnLogContext) -> bool {
+        true
+    }
+}
+
+/// The model of this name, if the request's key may ask it.
+fn model(live: &Live, x: &Exchange, name: &str) -> Result<Arc<Model>, Rejection> {
+    let model = live.plan.models.find(name).ok_or_else(|| Rejection::UnknownModel(name.into()))?;
+    match &x.admitted.key {
+        Some(key) if !key.may_ask(name) => Err(Rejection::ModelNotAllowed(name.into())),
+        _ => Ok(model.clone()),
+    }
+}
+
+/// Puts the engine's path in place of the client's.
+fn readdress(to: &mut RequestHeader, route: &Route, prefix: &str) -> Result<()> {
+    if route.strip_prefix.is_none() && prefix.is_empty() {
+        return Ok(());
+    }
+    let stripped = route.stripped(to.uri.path()).unwrap_or("/"); // that it can be stripped was found on admission
+    let query = to.uri.query().map_or(String::new(), |query| format!("?{query}"));
+    let path = format!("{prefix}{stripped}{query}");
+    to.set_raw_path(path.as_bytes())
+}
+
+/// Whether the client has the beginning of an answer. A `100 Continue` is none.
+fn has_begun(session: &Session) -> bool {
+    session.response_written().is_some_and(|header| !header.status.is_informational())
+}
+
+fn outcome(e: &Error, end: End) -> Outcome {
+    match end {
+        End::ClientGone | End::Complete => Outcome::Cancelled,
+        End::UpstreamTruncated => Outcome::Truncated,
+        End::Error if *e.etype() == FIRST_BYTE => Outcome::TimedOut,
+        End::Error => Outcome::Reset,
+    }
+}
+
+fn no_route(no_route: NoRoute) -> Rejection {
+    match no_route {
+        NoRoute::Unknown => Rejection::NoRoute,
+        NoRoute::Method(methods) => Rejection::MethodNotAllowed(methods),
+        NoRoute::Ambiguous => Rejection::Malformed("its path can be read in more than one way"),
+    }
+}

@@ -1,0 +1,397 @@
+//! The client's session as Pingora sees it from the moment a request is admitted.
+//!
+//! It delegates everything to the real session, except that it gives a body that was read whole again on each attempt,
+//! watches the clock and the client while the engine is silent, and lets no incomplete stream look complete.
+//!
+//! Pingora 0.9.1's own way to send a body again is a buffer of 64 KiB. Beyond that, and for a body that was read to its end
+//! before the engine was chosen, nothing would be sent at all. A session of one's own is the way around it.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::Stream;
+use http::HeaderMap;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use parking_lot::Mutex;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
+use pingora::protocols::http::custom::CustomMessageWrite;
+use pingora::protocols::http::custom::server::Session as CustomSession;
+use pingora::protocols::http::{HttpTask, ServerSession};
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorSource, Result};
+use tokio::time::{Instant, Sleep, timeout};
+
+use super::ending::{BODY_SILENT, FIRST_BYTE, UNFINISHED};
+
+/// What a request's context and its [`Client`] share.
+#[derive(Default)]
+pub struct Shared {
+    /// The answer is a stream that lacks its last event.
+    pub unfinished: AtomicBool,
+    /// A write to the client is under way; still true afterwards if it was cut off in the middle.
+    pub writing: AtomicBool,
+    /// The daemon stops: the client's connection ends with this answer.
+    pub closing: AtomicBool,
+    /// Where a [`Client`] leaves the real session when it is dropped.
+    home: Mutex<Option<Box<ServerSession>>>,
+}
+
+/// Where the request's body comes from.
+#[derive(Debug)]
+pub enum Body {
+    /// It was read whole, and is given to each attempt.
+    Whole(Bytes),
+    /// It comes from the client as the engine takes it; the longest silence allowed.
+    Streamed(Duration),
+}
+
+/// The client's session, put before Pingora's.
+pub struct Client {
+    /// Only `drop` takes it.
+    real: Option<Box<ServerSession>>,
+    body: Body,
+    /// The whole body was given to this attempt.
+    given: bool,
+    clock: Clock,
+    shared: Arc<Shared>,
+}
+
+/// The time that the engine has for its first byte. Without a limit no timer is made.
+struct Clock {
+    limit: Option<Duration>,
+    at: Option<Instant>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+/// Puts a [`Client`] in the session's place.
+pub fn wrap(session: &mut Session, body: Body, first_byte: Option<Duration>, shared: Arc<Shared>) -> Result<()> {
+    let placeholder = Box::new(ServerSession::new_custom(Box::new(())));
+    let mut real = std::mem::replace(&mut session.downstream_session, placeholder);
+    let framed = if let Body::Whole(body) = &body { frame(real.req_header_mut(), body.len()) } else { Ok(()) };
+    let clock = Clock { limit: first_byte, at: None, sleep: None };
+    let client = Client { real: Some(real), body, given: false, clock, shared };
+    *session.downstream_session = ServerSession::new_custom(Box::new(client));
+    framed
+}
+
+/// A body that was read whole goes on with its length, however it came.
+fn frame(header: &mut RequestHeader, length: usize) -> Result<()> {
+    header.remove_header(&TRANSFER_ENCODING);
+    if length > 0 && !header.headers.contains_key(CONTENT_LENGTH) {
+        header.insert_header(CONTENT_LENGTH, length)?;
+    }
+    Ok(())
+}
+
+/// Brings the real session back: before an error is written and when the request ends, else the connection is lost.
+pub fn unwrap(session: &mut Session, shared: &Shared) {
+    if !session.downstream_session.is_custom() {
+        return;
+    }
+    *session.downstream_session = ServerSession::new_custom(Box::new(())); // drops the `Client`
+    if let Some(real) = shared.home.lock().take() {
+        session.downstream_session = real;
+    }
+}
+
+// === impl Clock ===
+
+impl Clock {
+    fn start(&mut self) {
+        self.at = self.limit.map(|limit| Instant::now() + limit);
+    }
+
+    fn stop(&mut self) {
+        self.at = None;
+    }
+
+    /// Ready when the time is over. One timer serves the whole request: it is pushed on when it fires too early.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let Some(at) = self.at else { return Poll::Pending };
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+            if sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if sleep.deadline() >= at {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(at);
+        }
+    }
+}
+
+// === impl Client ===
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        *self.shared.home.lock() = self.real.take();
+    }
+}
+
+impl Client {
+    fn real(&self) -> &ServerSession {
+        self.real.as_ref().expect("the real session is there until the drop")
+    }
+
+    fn real_mut(&mut self) -> &mut ServerSession {
+        self.real.as_mut().expect("the real session is there until the drop")
+    }
+
+    /// The next piece of a body that streams through.
+    async fn streamed(&mut self, silence: Duration) -> Result<Option<Bytes>> {
+        let Self { real, clock, .. } = self;
+        let real = real.as_mut().expect("the real session is there until the drop");
+        // A client of a bidirectional stream may well be silent while it is being answered.
+        let answered = real.response_written().is_some_and(|header| !header.status.is_informational());
+        let silence = if answered { Duration::MAX } else { silence };
+        clock.start();
+        match timeout(silence, real.read_body_or_idle(false)).await {
+            Ok(piece) => piece,
+            Err(_) => Err(Error::new_down(BODY_SILENT)),
+        }
+    }
+
+    /// Waits for the client to go, or for the engine's time to be over.
+    async fn watch(&mut self) -> Result<Option<Bytes>> {
+        let Self { real, clock, .. } = self;
+        let real = real.as_mut().expect("the real session is there until the drop");
+        tokio::select! {
+            biased;
+            gone = real.read_body_or_idle(true) => gone,
+            () = poll_fn(|cx| clock.poll(cx)) => Err(Error::new(FIRST_BYTE)),
+        }
+    }
+
+    async fn send(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        if self.shared.closing.load(Relaxed) {
+            self.real_mut().set_keepalive(None);
+        }
+        self.shared.writing.store(true, Relaxed);
+        let sent = self.real_mut().response_duplex_vec(tasks).await;
+        self.shared.writing.store(false, Relaxed);
+        sent.map_err(|error| if *error.esource() == ErrorSource::Unset { error.into_down() } else { error })
+    }
+}
+
+/// Takes the end off the tasks. False if there was none, or if it came with the header.
+fn take_end(tasks: &mut Vec<HttpTask>) -> bool {
+    let mut ended = false;
+    tasks.retain_mut(|task| match task {
+        HttpTask::Body(_, end) => {
+            ended |= std::mem::take(end);
+            true
+        }
+        HttpTask::Done | HttpTask::Trailer(_) => {
+            ended = true;
+            false
+        }
+        _ => true,
+    });
+    ended
+}
+
+#[async_trait]
+impl CustomSession for Client {
+    // --- the request ---
+
+    // A whole body is given as what `read_body_or_idle` reads, not as the retry buffer, and in one piece: an error while
+    // sending the buffer would be final, and while Pingora's pipe is full nobody polls us.
+    fn is_body_done(&mut self) -> bool {
+        match &self.body {
+            Body::Whole(body) => self.given || body.is_empty(),
+            Body::Streamed(_) => self.real_mut().is_body_done(),
+        }
+    }
+
+    fn is_body_empty(&mut self) -> bool {
+        match &self.body {
+            Body::Whole(body) => body.is_empty(),
+            Body::Streamed(_) => self.real_mut().is_body_empty(),
+        }
+    }
+
+    fn retry_buffer_truncated(&self) -> bool {
+        false
+    }
+
+    fn get_retry_buffer(&self) -> Option<Bytes> {
+        None
+    }
+
+    /// Pingora calls this once an attempt, right after the request's header went out.
+    fn enable_retry_buffering(&mut self) {
+        self.given = false;
+        self.clock.start();
+    }
+
+    async fn read_body_or_idle(&mut self, done: bool) -> Result<Option<Bytes>> {
+        if done || self.is_body_done() {
+            return self.watch().await;
+        }
+        match &self.body {
+            Body::Whole(body) => {
+                self.given = true;
+                Ok(Some(body.clone()))
+            }
+            Body::Streamed(silence) => self.streamed(*silence).await,
+        }
+    }
+
+    async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
+        match self.body {
+            Body::Whole(_) => Ok(None),
+            Body::Streamed(_) => self.real_mut().read_request_body().await,
+        }
+    }
+
+    async fn drain_request_body(&mut self) -> Result<()> {
+        match self.body {
+            Body::Whole(_) => Ok(()),
+            Body::Streamed(_) => self.real_mut().drain_request_body().await,
+        }
+    }
+
+    fn body_bytes_read(&self) -> usize {
+        self.real().body_bytes_read()
+    }
+
+    // --- the response ---
+
+    async fn response_duplex_vec(&mut self, mut tasks: Vec<HttpTask>) -> Result<bool> {
+        match tasks.first() {
+            Some(HttpTask::Header(header, _)) if header.status.is_informational() => {}
+            // What is buffered before the failure still reaches the client.
+            Some(HttpTask::Failed(_)) if tasks.len() == 1 => tasks.insert(0, HttpTask::Body(None, false)),
+            _ => self.clock.stop(),
+        }
+        let cut = self.shared.unfinished.load(Relaxed) && take_end(&mut tasks);
+        let done = if tasks.is_empty() { false } else { self.send(tasks).await? };
+        if cut { Err(Error::new_up(UNFINISHED)) } else { Ok(done) }
+    }
+
+    async fn write_response_header(&mut self, header: Box<ResponseHeader>, _: bool) -> Result<()> {
+        self.real_mut().write_response_header(header).await
+    }
+
+    async fn write_response_header_ref(&mut self, header: &ResponseHeader, _: bool) -> Result<()> {
+        self.real_mut().write_response_header_ref(header).await
+    }
+
+    async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
+        self.real_mut().write_response_body(data, end).await
+    }
+
+    async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
+        self.real_mut().write_response_trailers(trailers).await
+    }
+
+    async fn finish(&mut self) -> Result<()> {
+        self.real_mut().finish_body().await
+    }
+
+    async fn finish_custom(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn shutdown(&mut self, _: u32, _: &str) {
+        self.real_mut().shutdown().await;
+    }
+
+    // --- plain delegation ---
+
+    fn req_header(&self) -> &RequestHeader {
+        self.real().req_header()
+    }
+
+    fn req_header_mut(&mut self) -> &mut RequestHeader {
+        self.real_mut().req_header_mut()
+    }
+
+    fn response_written(&self) -> Option<&ResponseHeader> {
+        self.real().response_written()
+    }
+
+    fn body_bytes_sent(&self) -> usize {
+        self.real().body_bytes_sent()
+    }
+
+    fn request_summary(&self) -> String {
+        self.real().request_summary()
+    }
+
+    fn digest(&self) -> Option<&Digest> {
+        self.real().digest()
+    }
+
+    fn digest_mut(&mut self) -> Option<&mut Digest> {
+        self.real_mut().digest_mut()
+    }
+
+    fn client_addr(&self) -> Option<&SocketAddr> {
+        self.real().client_addr()
+    }
+
+    fn server_addr(&self) -> Option<&SocketAddr> {
+        self.real().server_addr()
+    }
+
+    fn pseudo_raw_h1_request_header(&self) -> Bytes {
+        self.real().to_h1_raw()
+    }
+
+    fn set_read_timeout(&mut self, timeout: Option<Duration>) {
+        self.real_mut().set_read_timeout(timeout);
+    }
+
+    fn get_read_timeout(&self) -> Option<Duration> {
+        self.real().get_read_timeout()
+    }
+
+    fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.real_mut().set_write_timeout(timeout);
+    }
+
+    fn get_write_timeout(&self) -> Option<Duration> {
+        self.real().get_write_timeout()
+    }
+
+    fn set_total_drain_timeout(&mut self, timeout: Option<Duration>) {
+        self.real_mut().set_total_drain_timeout(timeout);
+    }
+
+    fn get_total_drain_timeout(&self) -> Option<Duration> {
+        self.real().get_total_drain_timeout()
+    }
+
+    // --- custom messages: none ---
+
+    fn take_custom_message_reader(
+        &mut self,
+    ) -> Option<Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
+        None
+    }
+
+    fn restore_custom_message_reader(
+        &mut self,
+        _: Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
+        None
+    }
+
+    fn restore_custom_message_writer(&mut self, _: Box<dyn CustomMessageWrite>) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,65 @@
+//! How an exchange can end, read from the one error that Pingora hands us.
+//!
+//! Pingora 0.9.1 marks all that a client's session reports as coming from downstream, our own time-outs too. Only the type
+//! of an error arrives unchanged, so our types are looked at first.
+
+use std::time::Duration;
+
+use pingora::{Error, ErrorSource, ErrorType};
+
+use super::rejection::{self, Rejection};
+
+/// The engine's response header did not come in time.
+pub const FIRST_BYTE: ErrorType = ErrorType::new("FirstByteTimeout");
+/// The client's body stopped coming.
+pub const BODY_SILENT: ErrorType = ErrorType::new("BodySilent");
+/// A clean end over HTTP of an event stream that lacks its own last event.
+pub const UNFINISHED: ErrorType = ErrorType::new("StreamUnfinished");
+
+/// How an exchange ended, in the access log's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Answered whole, by an engine or by us.
+    Complete,
+    /// The client left.
+    ClientGone,
+    /// The engine's answer broke off.
+    UpstreamTruncated,
+    /// No answer of an engine came.
+    Error,
+}
+
+// === impl End ===
+
+impl End {
+    /// The contract's word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::ClientGone => "client_gone",
+            Self::UpstreamTruncated => "upstream_truncated",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// What an error means: how the exchange ended, and what the client is told if it can be told anything.
+#[must_use]
+pub fn of(error: &Error, begun: bool, body_silence: Duration) -> (End, Option<Rejection>) {
+    if let Some(rejection) = rejection::carried(error) {
+        return (End::Complete, Some(rejection.clone()));
+    }
+    let failed = if begun { End::UpstreamTruncated } else { End::Error };
+    match (error.etype(), error.esource()) {
+        (kind, _) if *kind == FIRST_BYTE => (failed, Some(Rejection::Timeout)),
+        (kind, _) if *kind == BODY_SILENT => (End::Complete, Some(Rejection::BodyTooSlow(body_silence))),
+        (kind, _) if *kind == UNFINISHED => (End::UpstreamTruncated, Some(Rejection::Unavailable)),
+        (ErrorType::InvalidHTTPHeader, ErrorSource::Downstream) => {
+            (End::Complete, Some(Rejection::Malformed("its `Connection` header names what may not be dropped")))
+        }
+        (_, ErrorSource::Downstream) => (End::ClientGone, None),
+        (_, ErrorSource::Upstream) => (failed, Some(Rejection::Unavailable)),
+        (_, ErrorSource::Internal | ErrorSource::Unset) => (failed, Some(Rejection::Internal)),
+    }
+}

@@ -1,0 +1,250 @@
+//! What one request carries from phase to phase, and the record it leaves.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use pingora::proxy::Session;
+
+use super::client::Shared;
+use super::ending::End;
+use super::headers::Identity;
+use crate::access::{Key, Model, Route};
+use crate::live::Live;
+use crate::observe::{Attempt, Record};
+use crate::pool::retry::{Failure, Next, Tries, next};
+use crate::pool::{Lease, Pool};
+use crate::prompt::{Dialect, LastEvent};
+
+/// One request and its answer.
+pub struct Exchange {
+    /// What was in force when it came, pinned.
+    pub live: Arc<Live>,
+    /// When its header was complete.
+    pub started: Instant,
+    /// The same by the calendar.
+    pub at: SystemTime,
+    /// Who asks. There from the first phase on.
+    pub identity: Option<Identity>,
+    /// What it was admitted to, as far as it came.
+    pub admitted: Admitted,
+    /// Its way through the pool.
+    pub way: Way,
+    /// How its answer fares.
+    pub answer: Answer,
+    /// What its [`super::client::Client`] shares with it.
+    pub shared: Arc<Shared>,
+}
+
+/// What a request was admitted to: each found by the one before.
+#[derive(Debug, Default)]
+pub struct Admitted {
+    /// The route of its host, path and method.
+    pub route: Option<Arc<Route>>,
+    /// The key it showed.
+    pub key: Option<Arc<Key>>,
+    /// The model it asks.
+    pub model: Option<Arc<Model>>,
+    /// That model's name as it was asked for: a family has many.
+    pub asked: Option<Box<str>>,
+    /// Whether it asks for a stream; known of prompts alone.
+    pub stream: Option<bool>,
+    /// Whose servers answer.
+    pub pool: Option<Arc<Pool>>,
+    /// Whether its credentials are the engine's affair: no key of ours is among them.
+    pub credentials_pass: bool,
+    /// Bytes of a body that was read whole.
+    pub body: usize,
+}
+
+/// A request's way through its pool.
+#[derive(Debug, Default)]
+pub struct Way {
+    /// The attempt under way.
+    lease: Option<Lease>,
+    /// The next server, leased before the attempt under way is given up.
+    reserved: Option<Lease>,
+    /// The servers tried, by place.
+    tried: Vec<usize>,
+    /// How their attempts ended.
+    outcomes: Vec<Outcome>,
+    /// Whether the attempt under way repeats on a fresh connection.
+    pub fresh: bool,
+    /// Whether the request can be sent again whole.
+    pub repeatable: bool,
+}
+
+/// How an attempt ended; a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The engine answered, whatever it said.
+    Answered,
+    /// No connection.
+    ConnectFailed,
+    /// Closed or reset before an answer.
+    Reset,
+    /// No answer in time.
+    TimedOut,
+    /// The answer broke off.
+    Truncated,
+    /// The client went first.
+    Cancelled,
+}
+
+/// How a request's answer fares.
+#[derive(Debug)]
+pub struct Answer {
+    /// When the engine's response header came.
+    pub first_byte: Option<Instant>,
+    /// Watches a stream for its last event.
+    pub last_event: Option<LastEvent>,
+    /// The form in which its streams speak.
+    pub dialect: Dialect,
+    /// How it ended.
+    pub end: End,
+    /// The code of the rejection, if it was one.
+    pub code: &'static str,
+}
+
+// === impl Exchange ===
+
+impl Exchange {
+    /// A request whose header has just come.
+    #[must_use]
+    pub fn new(live: Arc<Live>) -> Self {
+        Self {
+            live,
+            started: Instant::now(),
+            at: SystemTime::now(),
+            identity: None,
+            admitted: Admitted::default(),
+            way: Way::default(),
+            answer: Answer {
+                first_byte: None,
+                last_event: None,
+                dialect: Dialect::Other,
+                end: End::Complete,
+                code: "",
+            },
+            shared: Arc::default(),
+        }
+    }
+
+    /// The request's id, once it has one.
+    #[must_use]
+    pub fn request_id(&self) -> &str {
+        self.identity.as_ref().map_or("", Identity::request_id)
+    }
+
+    /// The client's address, if it has one.
+    #[must_use]
+    pub fn client(&self) -> Option<IpAddr> {
+        self.identity.as_ref()?.client
+    }
+
+    /// What is counted and logged of it.
+    #[must_use]
+    pub fn record<'x>(&'x self, session: &'x Session) -> Record<'x> {
+        let request = session.req_header();
+        let admitted = &self.admitted;
+        let status = match session.response_written().map(|response| response.status.as_u16()) {
+            Some(status) if status >= 200 => status,
+            _ => 499, // nginx's: the client went before it was answered
+        };
+        Record {
+            at: self.at,
+            request_id: self.request_id(),
+            client: self.client(),
+            key: admitted.key.as_ref().map(|key| &*key.name),
+            route: admitted.route.as_ref().map(|route| &*route.name),
+            method: request.method.as_str(),
+            path: request.uri.path(),
+            model: admitted.model.as_ref().map(|model| &*model.name),
+            asked: admitted.asked.as_deref(),
+            pool: admitted.pool.as_ref().map(|pool| &*pool.settings.name),
+            attempts: admitted.pool.as_ref().map_or(vec![], |pool| self.way.attempts(pool)),
+            status,
+            code: self.answer.code,
+            stream: admitted.stream,
+            bytes_in: admitted.body.max(session.body_bytes_read()),
+            bytes_out: session.body_bytes_sent(),
+            first_byte: self.answer.first_byte.map(|at| at - self.started),
+            duration: self.started.elapsed(),
+            end: self.answer.end.as_str(),
+        }
+    }
+}
+
+// === impl Way ===
+
+impl Way {
+    /// The server of the next attempt, and whether to reach it afresh. `None`: no server is left.
+    pub fn go(&mut self, pool: &Pool) -> Option<&Lease> {
+        if !self.fresh || self.lease.is_none() {
+            let lease = self.reserved.take().or_else(|| pool.pick(&self.tried))?;
+            self.tried.push(lease.place);
+            self.outcomes.push(Outcome::Cancelled); // until something else is known
+            self.lease = Some(lease); // the former one is given back here
+        }
+        self.lease.as_ref()
+    }
+
+    /// Whether an attempt was ever made.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        !self.tried.is_empty()
+    }
+
+    /// The attempt under way failed before its answer began. Whether to go on.
+    pub fn fails(&mut self, failure: Failure, pool: &Pool) -> bool {
+        let tries = Tries {
+            attempts: self.tried.len(),
+            allowed: pool.settings.attempts,
+            fresh: self.fresh,
+            repeatable: self.repeatable,
+        };
+        match next(failure, tries) {
+            Next::Fresh => self.fresh = true,
+            Next::Another => {
+                self.fresh = false;
+                self.reserved = pool.pick(&self.tried);
+                return self.reserved.is_some();
+            }
+            Next::Nowhere => return false,
+        }
+        true
+    }
+
+    /// How the attempt under way ended. The server hears of it.
+    pub fn ends(&mut self, outcome: Outcome) {
+        if let (Some(last), Some(lease)) = (self.outcomes.last_mut(), &self.lease) {
+            *last = outcome;
+            if !matches!(outcome, Outcome::Answered | Outcome::Cancelled) {
+                lease.server.failed();
+            }
+        }
+    }
+
+    fn attempts(&self, pool: &Pool) -> Vec<Attempt> {
+        let name = |place: usize| pool.settings.servers[place].name.clone();
+        let each = self.tried.iter().zip(&self.outcomes);
+        each.map(|(place, outcome)| Attempt { server: name(*place), outcome: outcome.as_str() }).collect()
+    }
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    /// The label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::ConnectFailed => "connect_failed",
+            Self::Reset => "reset",
+            Self::TimedOut => "timed_out",
+            Self::Truncated => "truncated",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}

@@ -1,0 +1,127 @@
+"""What the official OpenAI client gets through forebay when all is well."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import pytest
+from conftest import MARK
+
+PROMPT = [{"role": "user", "content": f"Say something. {MARK}"}]
+
+
+def test_a_chat_is_answered(client):
+    answer = client.chat.completions.create(model="demo", messages=PROMPT)
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].message.content
+    assert answer.usage.prompt_tokens > 0
+    assert answer.usage.completion_tokens > 0
+
+
+def test_a_completion_is_answered(client):
+    answer = client.completions.create(model="demo", prompt=f"Once upon a time {MARK}", max_tokens=8)
+    assert answer.choices[0].text
+
+
+def test_a_response_of_the_responses_api_is_answered(client):
+    answer = client.responses.create(model="demo", input=f"Say something. {MARK}")
+    assert answer.output_text
+
+
+def test_a_stream_ends_with_a_finish_reason(client):
+    with client.chat.completions.create(model="demo", messages=PROMPT, stream=True) as stream:
+        chunks = list(stream)
+    reasons = [choice.finish_reason for chunk in chunks for choice in chunk.choices]
+    assert [reason for reason in reasons if reason] in (["stop"], ["length"])
+    assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+
+
+def test_a_streams_usage_arrives_when_asked_for(client):
+    stream = client.chat.completions.create(
+        model="demo", messages=PROMPT, stream=True, stream_options={"include_usage": True}
+    )
+    usages = [chunk.usage for chunk in stream if chunk.usage]
+    assert len(usages) == 1
+    assert usages[0].completion_tokens > 0
+
+
+def test_chunks_of_a_stream_arrive_as_the_engine_makes_them(client):
+    asked = time.monotonic()
+    # The stand-in engine says again what it was asked.
+    prompt = [{"role": "user", "content": f"{MARK} " * 20}]
+    stream = client.chat.completions.create(model="slow", messages=prompt, stream=True, max_tokens=16)
+    arrivals = [time.monotonic() - asked for chunk in stream if chunk.choices and chunk.choices[0].delta.content]
+    assert len(arrivals) >= 4
+    # At 20 tokens a second 16 of them take most of a second; a proxy that buffered would deliver them all at its end.
+    assert arrivals[-1] > 0.3
+    assert arrivals[0] < arrivals[-1] / 2
+
+
+def test_embeddings_are_vectors_of_one_length(client):
+    answer = client.embeddings.create(model="demo", input=[f"a {MARK}", f"b {MARK}"])
+    assert [entry.index for entry in answer.data] == [0, 1]
+    lengths = {len(entry.embedding) for entry in answer.data}
+    assert len(lengths) == 1 and lengths.pop() > 1
+    assert all(isinstance(value, float) for value in answer.data[0].embedding)
+
+
+@pytest.mark.parametrize(
+    ("key", "models"),
+    [
+        ("everything", {"demo", "acme/tiny", "renamed", "slow"}),
+        ("demo-only", {"demo"}),
+        ("acme-only", {"acme/tiny"}),
+    ],
+)
+def test_the_list_of_models_is_what_the_key_may_use(world, key, models):
+    listed = list(world.client(key).models.list())
+    assert {model.id for model in listed} == models
+    assert {model.owned_by for model in listed} == {"forebay"}
+
+
+@pytest.mark.parametrize("name", ["demo", "acme/tiny"])
+def test_one_model_can_be_looked_up(client, name):
+    model = client.models.retrieve(name)
+    assert (model.id, model.object) == (name, "model")
+
+
+def test_a_model_with_a_slash_in_its_name_answers(client):
+    assert client.chat.completions.create(model="acme/tiny", messages=PROMPT).choices
+
+
+def test_a_renamed_model_reaches_its_engine(client):
+    assert client.chat.completions.create(model="renamed", messages=PROMPT).choices
+
+
+def test_a_body_of_5_mb_passes(client):
+    long = [{"role": "user", "content": f"{MARK} " + "word " * 1_000_000}]
+    assert client.chat.completions.create(model="demo", messages=long, max_tokens=4).choices
+
+
+def test_32_at_once_are_all_answered(client):
+    def one(number):
+        prompt = [{"role": "user", "content": f"{number} {MARK}"}]
+        return client.chat.completions.create(model="demo", messages=prompt, stream=number % 2 == 1)
+
+    with ThreadPoolExecutor(32) as threads:
+        answers = list(threads.map(one, range(32)))
+    assert all(answer.choices for answer in answers[::2])
+    assert all(list(stream) for stream in answers[1::2])
+
+
+def test_the_client_works_over_http_2_too(world):
+    with httpx2.Client(http1=False, http2=True) as http:
+        client = world.client(http_client=http)
+        assert client.chat.completions.create(model="demo", messages=PROMPT).choices
+        assert list(client.chat.completions.create(model="demo", messages=PROMPT, stream=True))
+        raw = client.chat.completions.with_raw_response.create(model="demo", messages=PROMPT)
+        assert raw.http_response.http_version == "HTTP/2"
+
+
+def test_every_answer_carries_a_request_id(client):
+    answer = client.chat.completions.create(model="demo", messages=PROMPT)
+    assert answer._request_id
+    chosen = client.chat.completions.create(
+        model="demo", messages=PROMPT, extra_headers={"x-request-id": "chosen-by-the-client-1"}
+    )
+    assert chosen._request_id == "chosen-by-the-client-1"
