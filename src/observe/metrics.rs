@@ -30,22 +30,24 @@ impl Metrics {
     /// # Errors
     /// When two of them have one name, which a test rules out.
     pub fn new() -> Result<Self> {
-        let registry = Registry::new_custom(Some("forebay".into()), None)?;
-        let requests = counters("requests_total", "Requests, as they ended.", &["route", "model", "pool", "code"])?;
-        let in_flight = gauges("in_flight", "Requests in flight at a server.", &["pool", "server"])?;
-        let server_up = gauges("server_up", "1 if a server is used, else 0.", &["pool", "server"])?;
+        let registry = Registry::new();
+        let requests =
+            counters("forebay_requests_total", "Requests, as they ended.", &["route", "model", "pool", "code"])?;
+        let in_flight = gauges("forebay_in_flight", "Requests in flight at a server.", &["pool", "server"])?;
+        let server_up = gauges("forebay_server_up", "1 if a server is used, else 0.", &["pool", "server"])?;
         let attempts = counters(
-            "upstream_attempts_total",
+            "forebay_upstream_attempts_total",
             "Attempts at a server, as they ended.",
             &["pool", "server", "outcome"],
         )?;
-        let reloads = counters("config_reloads_total", "Reloads of the configuration.", &["result"])?;
-        let reload_successful = IntGauge::new("config_last_reload_successful", "1 if the last reload was, else 0.")?;
+        let reloads = counters("forebay_config_reloads_total", "Reloads of the configuration.", &["result"])?;
+        let reload_successful =
+            IntGauge::new("forebay_config_last_reload_successful", "1 if the last reload was, else 0.")?;
         let reload_timestamp = Gauge::new(
-            "config_last_reload_success_timestamp_seconds",
+            "forebay_config_last_reload_success_timestamp_seconds",
             "When the configuration was last loaded well, in seconds since the epoch.",
         )?;
-        let build = gauges("build_info", "1, with what runs.", &["version", "revision"])?;
+        let build = gauges("forebay_build_info", "1, with what runs.", &["version", "revision"])?;
         build.with_label_values(&[crate::VERSION, crate::REVISION]).set(1);
         for vector in [&in_flight, &server_up, &build] {
             registry.register(Box::new(vector.clone()))?;

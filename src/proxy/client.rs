@@ -82,13 +82,10 @@ pub fn wrap(session: &mut Session, body: Body, first_byte: Option<Duration>, sha
     framed
 }
 
-/// A body that was read whole goes on with its length, however it came.
+/// A body that was read whole goes on with its length, however it came and whatever was changed in it.
 fn frame(header: &mut RequestHeader, length: usize) -> Result<()> {
     header.remove_header(&TRANSFER_ENCODING);
-    if length > 0 && !header.headers.contains_key(CONTENT_LENGTH) {
-        header.insert_header(CONTENT_LENGTH, length)?;
-    }
-    Ok(())
+    header.insert_header(CONTENT_LENGTH, length)
 }
 
 /// Brings the real session back: before an error is written and when the request ends, else the connection is lost.

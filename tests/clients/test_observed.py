@@ -8,9 +8,8 @@ from harness import ask, until
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": f"Hello {MARK}"}], "max_tokens": 8}
 FIELDS = set(
-    """time request_id trace_id client key route method path model pool server status code attempts cache stream
-    bytes_in bytes_out prompt_tokens completion_tokens usage_source queue_ms ttfb_ms duration_ms overhead_ms
-    end""".split()
+    """time request_id client key route method path model pool server status code attempts stream bytes_in bytes_out
+    ttfb_ms duration_ms end""".split()
 )
 
 
@@ -37,19 +36,15 @@ def test_an_answered_prompt_has_one_record_with_every_field(world):
         "end": "complete",
     }
     assert {name: record[name] for name in expected} == expected
-    usage = answer.json()["usage"]
-    assert record["prompt_tokens"] == usage["prompt_tokens"]
-    assert record["completion_tokens"] == usage["completion_tokens"]
     assert record["bytes_in"] >= len(json.dumps(CHAT))
     assert record["bytes_out"] >= len(answer.body)
-    assert 0 <= record["overhead_ms"] <= record["duration_ms"]
+    assert 0 <= record["ttfb_ms"] <= record["duration_ms"]
 
 
-def test_a_stream_is_recorded_with_its_tokens(world):
+def test_a_stream_is_recorded_as_one(world):
     assert post(world, "observed-stream", CHAT | {"stream": True}).status == 200
     record = world.forebay.record_of("observed-stream")
     assert (record["stream"], record["end"]) == (True, "complete")
-    assert record["completion_tokens"] > 0
 
 
 def test_a_refusal_is_recorded_with_its_code(world):
@@ -62,12 +57,6 @@ def test_a_refusal_is_recorded_with_its_code(world):
 def test_every_line_of_the_log_is_json(world):
     for line in world.forebay.stderr().split("\n")[:-1]:
         assert isinstance(json.loads(line), dict)
-
-
-def test_a_trace_is_continued(world):
-    trace = "0af7651916cd43dd8448eb211c80319c"
-    post(world, "observed-trace", CHAT, headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
-    assert world.forebay.record_of("observed-trace")["trace_id"] == trace
 
 
 def test_what_is_logged_and_what_is_counted_are_the_same_requests(world):
@@ -89,15 +78,6 @@ def test_requests_are_counted_under_their_model_and_pool(world):
     )
 
 
-def test_tokens_are_counted_for_the_key(world):
-    def counted():
-        return world.forebay.metrics().sum("forebay_tokens_total", model="demo", key="demo-only")
-
-    before = counted()
-    usage = post(world, "counted-tokens", CHAT, key="demo-only").json()["usage"]
-    until("its tokens counted", lambda: counted() == before + usage["prompt_tokens"] + usage["completion_tokens"])
-
-
 def test_nothing_stays_in_flight(world):
     post(world, "in-flight", CHAT | {"model": "slow", "stream": True})
     until("nothing in flight", lambda: world.forebay.metrics().sum("forebay_in_flight") == 0)
@@ -108,7 +88,7 @@ def test_what_the_daemon_is_can_be_read_from_its_metrics(world):
     metrics = world.forebay.metrics()
     assert metrics.sum("forebay_build_info") == 1
     assert metrics.sum("forebay_server_up") == 3
-    assert {"forebay_client_connections", "forebay_requests_total"} <= metrics.names()
+    assert {"forebay_requests_total", "process_cpu_seconds_total", "process_open_fds"} <= metrics.names()
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/startupz"])
@@ -139,11 +119,6 @@ def test_no_secret_digest_or_prompt_is_logged(world):
         assert ask(world.forebay.port, "/v1/chat/completions", "POST", headers, json.dumps(CHAT)).status == 401
     # The whole log is searched again when the run ends.
     assert_private(world.forebay.stderr(), world.keys.values(), "the log so far")
-
-
-def test_a_page_for_browsers_is_html(world):
-    answer = ask(world.forebay.admin, "/status", headers={"accept": "text/html"})
-    assert answer.headers["content-type"].startswith("text/html")
 
 
 def test_traffic_listeners_do_not_serve_the_admin_paths(world):

@@ -23,11 +23,6 @@ def test_a_completion_is_answered(client):
     assert answer.choices[0].text
 
 
-def test_a_response_of_the_responses_api_is_answered(client):
-    answer = client.responses.create(model="demo", input=f"Say something. {MARK}")
-    assert answer.output_text
-
-
 def test_a_stream_ends_with_a_finish_reason(client):
     with client.chat.completions.create(model="demo", messages=PROMPT, stream=True) as stream:
         chunks = list(stream)

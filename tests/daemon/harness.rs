@@ -1,0 +1,326 @@
+//! Starts the real processes on ports that the system picks, and ends each by its own handle.
+
+use std::fmt::Display;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::configuration::Configuration;
+use crate::http::{Answer, Client};
+
+/// How long anything that happens at last may take on a busy machine.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A folder that goes away with the test.
+pub(crate) struct Folder(PathBuf);
+
+/// What a command said, and how it ended.
+#[derive(Debug)]
+pub(crate) struct Said {
+    /// Its exit code.
+    pub(crate) code: Option<i32>,
+    /// What it wrote for its user.
+    pub(crate) stdout: String,
+    /// What it complained of.
+    pub(crate) stderr: String,
+}
+
+/// A running `forebay run`.
+pub(crate) struct Forebay {
+    process: Process,
+    folder: Folder,
+    /// The addresses that it listens on, traffic first.
+    listens: Vec<String>,
+}
+
+/// A running `forebay engine`, or the address at which one ran.
+pub(crate) struct Engine {
+    process: Option<Process>,
+    name: String,
+    flags: Vec<String>,
+    /// Where it listens.
+    pub(crate) address: String,
+}
+
+/// A child whose output is read as it comes.
+struct Process {
+    child: Child,
+    said: Arc<Mutex<String>>,
+}
+
+/// Asks again until the answer is there, and fails when the time is over.
+pub(crate) fn until<T>(what: impl Display, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
+        thread::sleep(Duration::from_millis(5)); // between two looks
+    }
+}
+
+/// Runs a command to its end.
+pub(crate) fn forebay(arguments: &[&str]) -> Said {
+    with_environment(arguments, &[])
+}
+
+/// Runs a command to its end, with these variables.
+pub(crate) fn with_environment(arguments: &[&str], environment: &[(&str, &str)]) -> Said {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
+    let out = command.args(arguments).envs(environment.iter().copied()).stdin(Stdio::null()).output();
+    let out = out.expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    Said { code: out.status.code(), stdout: text(out.stdout), stderr: text(out.stderr) }
+}
+
+// === impl Folder ===
+
+impl Folder {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("forebay-daemon-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).expect("a folder");
+        Self(path)
+    }
+
+    /// A folder with these files.
+    pub(crate) fn with(files: &[(&str, &str)]) -> Self {
+        let folder = Self::new();
+        files.iter().for_each(|(name, text)| drop(folder.write(name, text)));
+        folder
+    }
+
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) -> String {
+        let path = self.path(name);
+        fs::create_dir_all(Path::new(&path).parent().expect("a folder")).expect("a folder");
+        fs::write(&path, text).expect("written");
+        path
+    }
+
+    pub(crate) fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).expect("a file")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+// === impl Process ===
+
+impl Process {
+    fn start(arguments: &[&str], from_stdout: bool) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary runs");
+        let out: Box<dyn Read + Send> = match from_stdout {
+            true => Box::new(child.stdout.take().expect("piped")),
+            false => Box::new(child.stderr.take().expect("piped")),
+        };
+        let said = Arc::new(Mutex::new(String::new()));
+        let heard = said.clone();
+        thread::spawn(move || {
+            let mut out = BufReader::new(out);
+            let mut line = Vec::new();
+            while out.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+                heard.lock().expect("not poisoned").push_str(&String::from_utf8_lossy(&line));
+                line.clear();
+            }
+        });
+        Self { child, said }
+    }
+
+    fn said(&self) -> String {
+        self.said.lock().expect("not poisoned").clone()
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &id]).status().expect("`kill` runs");
+        assert!(sent.success(), "the process is there");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+// === impl Forebay ===
+
+impl Forebay {
+    /// A daemon that serves.
+    pub(crate) fn start(configuration: &Configuration) -> Self {
+        Self::start_in(Folder::new(), configuration)
+    }
+
+    /// A daemon that serves, with its configuration in this folder.
+    pub(crate) fn start_in(folder: Folder, configuration: &Configuration) -> Self {
+        let file = folder.write("forebay.toml", &configuration.to_string());
+        let process = Process::start(&["run", "-c", &file], false);
+        let mut forebay = Self { process, folder, listens: vec![] };
+        until("forebay serves", || {
+            let said = forebay.log();
+            assert!(forebay.process.child.try_wait().expect("a child").is_none(), "it ended: {said}");
+            said.contains(" serves\"").then_some(())
+        });
+        let listens = forebay.messages().into_iter();
+        forebay.listens =
+            listens.filter_map(|said| said.strip_prefix("listening on ").map(str::to_owned)).collect();
+        forebay
+    }
+
+    /// A daemon whose servers have all been probed, one of them up at least.
+    pub(crate) fn ready(configuration: &Configuration) -> Self {
+        let forebay = Self::start(configuration);
+        forebay.until_ready();
+        forebay
+    }
+
+    pub(crate) fn until_ready(&self) {
+        until("forebay is ready", || (self.admin("/readyz").status == 200).then_some(()));
+    }
+
+    /// Where clients connect.
+    pub(crate) fn traffic(&self) -> &str {
+        &self.listens[0]
+    }
+
+    /// Where operators connect.
+    pub(crate) fn admin_address(&self) -> &str {
+        self.listens.last().expect("it listens")
+    }
+
+    /// A client of its own.
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(self.traffic())
+    }
+
+    /// An answer of the admin listener.
+    pub(crate) fn admin(&self, path: &str) -> Answer {
+        Client::connect(self.admin_address()).get(path)
+    }
+
+    /// The admin listener's status.
+    pub(crate) fn status(&self) -> Value {
+        self.admin("/status").json()
+    }
+
+    /// One server of `/status`, by its place.
+    pub(crate) fn server(&self, pool: &str, place: usize) -> Value {
+        self.status()["pools"][pool]["servers"][place].clone()
+    }
+
+    /// The value of a metric whose line begins so.
+    pub(crate) fn metric(&self, series: &str) -> Option<f64> {
+        let text = self.admin("/metrics").text();
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map(|value| value.parse().expect("a number"))
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+
+    /// All that it wrote to stderr so far.
+    pub(crate) fn log(&self) -> String {
+        self.process.said()
+    }
+
+    /// The messages of its log so far.
+    pub(crate) fn messages(&self) -> Vec<String> {
+        let said = self.log();
+        let lines = said.lines().map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{e}: {line}")));
+        lines.filter_map(|line| line["message"].as_str().map(str::to_owned)).collect()
+    }
+
+    /// Waits for a message that holds this.
+    pub(crate) fn until_said(&self, text: &str) -> String {
+        until(format!("{text:?} in the log"), || self.messages().into_iter().find(|said| said.contains(text)))
+    }
+
+    /// Puts another configuration in the file.
+    pub(crate) fn rewrite(&self, configuration: &Configuration) {
+        self.folder.write("forebay.toml", &configuration.to_string());
+    }
+
+    /// Puts any text in a file of its folder.
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        self.folder.write(name, text);
+    }
+
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.folder.path(name)
+    }
+
+    /// How many reloads went so.
+    pub(crate) fn reloads(&self, result: &str) -> f64 {
+        self.metric(&format!("forebay_config_reloads_total{{result=\"{result}\"}}")).unwrap_or(0.0)
+    }
+
+    /// Reloads and waits until it is done, well or not.
+    pub(crate) fn reload(&self) {
+        let count = || self.reloads("success") + self.reloads("failure");
+        let before = count();
+        self.signal("HUP");
+        until("the reload is over", || (count() > before).then_some(()));
+    }
+
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.child.try_wait().expect("a child")
+    }
+
+    /// Waits for its end, and returns its exit code.
+    pub(crate) fn until_ended(&mut self) -> Option<i32> {
+        until("forebay ends", || self.ended()).code()
+    }
+}
+
+// === impl Engine ===
+
+impl Engine {
+    /// A stand-in engine with these flags.
+    pub(crate) fn start(name: &str, flags: &[&str]) -> Self {
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let mut engine = Self { process: None, name: name.to_owned(), flags, address: "127.0.0.1:0".to_owned() };
+        engine.restart();
+        engine
+    }
+
+    /// Ends it at once.
+    pub(crate) fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Starts it again at its address.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        let mut arguments = vec!["engine", "--listen", &self.address, "--name", &self.name];
+        arguments.extend(self.flags.iter().map(String::as_str));
+        let mut process = Process::start(&arguments, true);
+        let address = until("the engine listens", || {
+            assert!(process.child.try_wait().expect("a child").is_none(), "the engine ended");
+            process.said().trim_end().rsplit_once("http://").map(|(_, address)| address.to_owned())
+        });
+        self.address = address;
+        self.process = Some(process);
+    }
+}
