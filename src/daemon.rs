@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pingora::apps::HttpServerOptions;
+use pingora::apps::{HttpServerApp, HttpServerOptions};
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
+use crate::config::Listen;
 use crate::config::plan::Plan;
 use crate::live::{Current, Live};
 use crate::observe::Observer;
@@ -66,7 +67,7 @@ enum Told {
     Reload,
 }
 
-/// The accept loops, and how to tell every connection to end.
+/// The accept loops of one application, and how to tell every connection to end.
 struct Doors {
     stop: watch::Sender<bool>,
     open: mpsc::Receiver<()>,
@@ -111,7 +112,7 @@ impl Daemon {
         let mut signals = Signals::install()?;
         let current = self.current.clone();
         let reloader = self.reloader.clone();
-        let mut doors = self.open();
+        let (mut doors, _admin) = self.open(); // the admin's stay open to the end
         reloader.start_probes();
         log::info!("forebay {} serves", crate::VERSION);
         while signals.next().await == Told::Reload {
@@ -129,41 +130,40 @@ impl Daemon {
         Ok(())
     }
 
-    /// Starts the accept loops.
-    fn open(self) -> Doors {
-        let (stop, stopped) = watch::channel(false);
-        let (held, open) = mpsc::channel(1);
-        let mut loops = JoinSet::new();
-        for bound in self.traffic.iter().chain(&self.admin) {
+    /// Starts the accept loops: for traffic, and for the admin.
+    fn open(self) -> (Doors, Doors) {
+        let Self { current, observer, reloader, traffic, admin, threads, upstream_idle } = self;
+        for bound in traffic.iter().chain(&admin) {
             log::info!("listening on {}", listen::address(bound));
         }
-        let proxy = Proxy::new(self.current.clone(), self.observer.clone(), connection::header_complete);
-        let conf = ServerConf {
-            threads: self.threads,
-            upstream_keepalive_pool_size: self.upstream_idle,
-            ..ServerConf::default()
+        let conf = ServerConf { threads, upstream_keepalive_pool_size: upstream_idle, ..ServerConf::default() };
+        let proxy = Proxy::new(current.clone(), observer.clone(), connection::header_complete);
+        let proxy = Arc::new(pingora(proxy, conf));
+        let answers = |bound: &Bound| {
+            let unix = matches!(bound.listen, Listen::Unix(_));
+            Arc::new(Admin::new(current.clone(), observer.clone(), reloader.clone(), unix))
         };
-        let door = Door {
-            app: Arc::new(pingora(proxy, conf)),
-            current: self.current.clone(),
-            stop: stopped.clone(),
-            open: held.clone(),
-        };
-        self.traffic.into_iter().for_each(|bound| drop(loops.spawn(door.clone().run(bound))));
-        for bound in self.admin {
-            let unix = matches!(bound.listen, crate::config::Listen::Unix(_));
-            let admin = Admin::new(self.current.clone(), self.observer.clone(), self.reloader.clone(), unix);
-            let door =
-                Door { app: Arc::new(admin), current: self.current.clone(), stop: stopped.clone(), open: held.clone() };
-            loops.spawn(door.run(bound));
-        }
-        Doors { stop, open, loops }
+        (Doors::open(traffic, &current, |_| proxy.clone()), Doors::open(admin, &current, answers))
     }
 }
 
 // === impl Doors ===
 
 impl Doors {
+    fn open<A>(all: Vec<Bound>, current: &Arc<Current>, app: impl Fn(&Bound) -> Arc<A>) -> Self
+    where
+        A: HttpServerApp + Send + Sync + 'static,
+    {
+        let (stop, stopped) = watch::channel(false);
+        let (held, open) = mpsc::channel(1);
+        let mut loops = JoinSet::new();
+        for bound in all {
+            let (current, stop, open) = (current.clone(), stopped.clone(), held.clone());
+            loops.spawn(Door { app: app(&bound), current, stop, open }.run(bound));
+        }
+        Self { stop, open, loops }
+    }
+
     /// Returns when no connection is left. First the accept loops end: one may hold a connection that nobody serves yet.
     async fn close(&mut self) {
         while let Some(ended) = self.loops.join_next().await {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::Method;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -123,8 +123,9 @@ impl Proxy {
         let pool = live.pool(pool);
         x.admitted.pool = Some(pool.clone());
         x.way.repeatable = session.is_body_empty();
-        body::invite(session).await?;
-        let body = Body::Streamed(live.plan.server.body_timeout);
+        let (most, silence) = (live.plan.server.max_body, live.plan.server.body_timeout);
+        body::welcome(session, most).await?;
+        let body = Body::Streamed { silence, most };
         client::wrap(session, body, pool.settings.first_byte, x.shared.clone())
     }
 
@@ -162,7 +163,9 @@ impl Proxy {
             session.set_keepalive(None);
         }
         let request = session.req_header();
-        let form = Form::of(request.uri.path(), request.headers.get(CONTENT_TYPE));
+        let path = request.uri.path();
+        let stripped = x.admitted.route.as_ref().and_then(|route| route.stripped(path));
+        let form = Form::of(stripped.unwrap_or(path), request.headers.get(CONTENT_TYPE));
         let (mut header, body) = rejection.response(form)?;
         header.insert_header(headers::REQUEST_ID, x.request_id())?;
         Ok(body::answer(session, header, body).await? && !closes)
@@ -171,8 +174,8 @@ impl Proxy {
     /// Ends an answer that has begun so that nobody takes it for whole.
     async fn break_off(session: &mut Session, x: &Exchange, rejection: &Rejection, torn: bool) {
         let downstream = &mut session.downstream_session;
-        let streams = x.answer.last_event.as_ref().filter(|_| !torn);
-        if let Some(last_event) = streams {
+        let measured = downstream.response_written().is_some_and(|header| header.headers.contains_key(CONTENT_LENGTH));
+        if let Some(last_event) = x.answer.last_event.as_ref().filter(|_| !torn && !measured) {
             let gap: &[u8] = if last_event.is_between_events() { b"" } else { b"\n\n" };
             let event = [gap, &rejection.event(x.answer.dialect)].concat();
             let _ = tokio::time::timeout(LAST_WORD, downstream.write_response_body(event.into(), false)).await;
@@ -198,6 +201,9 @@ impl ProxyHttp for Proxy {
 
     async fn early_request_filter(&self, session: &mut Session, x: &mut Exchange) -> Result<()> {
         session.set_ignore_info_resp(true);
+        if x.live.plan.server.keepalive.is_zero() {
+            session.set_keepalive(None);
+        }
         let peer = session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip());
         let raw = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
         let header = session.req_header_mut();
@@ -281,11 +287,8 @@ impl ProxyHttp for Proxy {
         reused: bool,
     ) -> Box<Error> {
         let begun = has_begun(session);
-        let (end, _) = ending::of(&e, begun, Duration::ZERO);
+        let (end, _) = ending::of(&e, begun, &x.live.plan.server);
         x.way.ends(outcome(&e, end));
-        if end != End::ClientGone {
-            log::warn!("request {}: {e} at {peer}", x.request_id());
-        }
         let lost = matches!(
             e.etype(),
             ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError | ErrorType::H2Error
@@ -293,6 +296,11 @@ impl ProxyHttp for Proxy {
         let kept_alive = reused && lost && *e.esource() == ErrorSource::Upstream;
         let failure = if kept_alive { Failure::KeptAlive } else { Failure::Other };
         let again = !begun && x.admitted.pool.as_ref().is_some_and(|pool| x.way.fails(failure, pool));
+        if end != End::ClientGone {
+            // That a kept connection ends is an engine's right.
+            let level = if again { log::Level::Debug } else { log::Level::Warn };
+            log::log!(level, "request {}: {e} at {peer}", x.request_id());
+        }
         e.set_retry(again); // always: Pingora panics on what is undecided
         e
     }
@@ -301,7 +309,7 @@ impl ProxyHttp for Proxy {
         let torn = x.shared.writing.load(Relaxed);
         client::unwrap(session, &x.shared);
         let begun = has_begun(session);
-        let (end, rejection) = ending::of(e, begun, x.live.plan.server.body_timeout);
+        let (end, rejection) = ending::of(e, begun, &x.live.plan.server);
         x.answer.end = end;
         let Some(rejection) = rejection else {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };

@@ -19,8 +19,12 @@ const SMALL: u64 = 100_000;
 /// Room made at first for a body that comes in pieces; a length is only a claim.
 const FIRST_ROOM: usize = 64 * 1024;
 
-/// Tells a client that waits for it to send its body. Pingora does not, and towards an engine nobody would.
-pub async fn invite(session: &mut Session) -> Result<()> {
+/// Refuses a body that says it is larger than `max` bytes, and tells a client that waits for it to send one that is not.
+/// Pingora does not, and towards an engine nobody would.
+pub async fn welcome(session: &mut Session, max: u64) -> Result<()> {
+    if declared(session).is_some_and(|length| length > max) {
+        return Err(Rejection::BodyTooLarge(max).into());
+    }
     if session.req_header().headers.contains_key(EXPECT) {
         session.write_continue_response().await?;
         session.req_header_mut().remove_header(&EXPECT);
@@ -30,10 +34,7 @@ pub async fn invite(session: &mut Session) -> Result<()> {
 
 /// The whole body, of at most `max` bytes, with no silence longer than `silence` on the way.
 pub async fn read(session: &mut Session, max: u64, silence: Duration) -> Result<Bytes> {
-    if declared(session).is_some_and(|length| length > max) {
-        return Err(Rejection::BodyTooLarge(max).into());
-    }
-    invite(session).await?;
+    welcome(session, max).await?;
     let Some(first) = piece(session, silence).await? else { return Ok(Bytes::new()) };
     if within(first.len(), max)? && session.is_body_done() {
         return Ok(first); // the usual prompt: no copy

@@ -29,7 +29,7 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, Result};
 use tokio::time::{Instant, Sleep, timeout};
 
-use super::ending::{BODY_SILENT, FIRST_BYTE, UNFINISHED};
+use super::ending::{BODY_SILENT, BODY_TOO_LARGE, FIRST_BYTE, UNFINISHED};
 
 /// What a request's context and its [`Client`] share.
 #[derive(Default)]
@@ -49,8 +49,14 @@ pub struct Shared {
 pub enum Body {
     /// It was read whole, and is given to each attempt.
     Whole(Bytes),
-    /// It comes from the client as the engine takes it; the longest silence allowed.
-    Streamed(Duration),
+    /// It comes from the client as the engine takes it. Limits hold until the answer has begun: a stream in both directions
+    /// may well be long, and silent while it is being answered.
+    Streamed {
+        /// The longest silence allowed.
+        silence: Duration,
+        /// The most bytes allowed.
+        most: u64,
+    },
 }
 
 /// The client's session, put before Pingora's.
@@ -144,17 +150,15 @@ impl Client {
     }
 
     /// The next piece of a body that streams through.
-    async fn streamed(&mut self, silence: Duration) -> Result<Option<Bytes>> {
-        let Self { real, clock, .. } = self;
-        let real = real.as_mut().expect("the real session is there until the drop");
-        // A client of a bidirectional stream may well be silent while it is being answered.
+    async fn streamed(&mut self, silence: Duration, most: u64) -> Result<Option<Bytes>> {
+        let real = self.real.as_mut().expect("the real session is there until the drop");
         let answered = real.response_written().is_some_and(|header| !header.status.is_informational());
-        let silence = if answered { Duration::MAX } else { silence };
-        clock.start();
-        match timeout(silence, real.read_body_or_idle(false)).await {
-            Ok(piece) => piece,
-            Err(_) => Err(Error::new_down(BODY_SILENT)),
+        if answered {
+            return real.read_body_or_idle(false).await;
         }
+        let piece = timeout(silence, real.read_body_or_idle(false)).await.map_err(|_| Error::new_down(BODY_SILENT))?;
+        self.clock.start();
+        if real.body_bytes_read() as u64 > most { Err(Error::new_down(BODY_TOO_LARGE)) } else { piece }
     }
 
     /// Waits for the client to go, or for the engine's time to be over.
@@ -165,6 +169,14 @@ impl Client {
             biased;
             gone = real.read_body_or_idle(true) => gone,
             () = poll_fn(|cx| clock.poll(cx)) => Err(Error::new(FIRST_BYTE)),
+        }
+    }
+
+    /// Nothing is sent again from now on.
+    fn answer_begins(&mut self) {
+        self.clock.stop();
+        if let (Body::Whole(body), true) = (&mut self.body, self.given) {
+            *body = Bytes::new(); // a stream may last for long, and the prompt be large
         }
     }
 
@@ -205,14 +217,14 @@ impl CustomSession for Client {
     fn is_body_done(&mut self) -> bool {
         match &self.body {
             Body::Whole(body) => self.given || body.is_empty(),
-            Body::Streamed(_) => self.real_mut().is_body_done(),
+            Body::Streamed { .. } => self.real_mut().is_body_done(),
         }
     }
 
     fn is_body_empty(&mut self) -> bool {
         match &self.body {
             Body::Whole(body) => body.is_empty(),
-            Body::Streamed(_) => self.real_mut().is_body_empty(),
+            Body::Streamed { .. } => self.real_mut().is_body_empty(),
         }
     }
 
@@ -239,21 +251,21 @@ impl CustomSession for Client {
                 self.given = true;
                 Ok(Some(body.clone()))
             }
-            Body::Streamed(silence) => self.streamed(*silence).await,
+            Body::Streamed { silence, most } => self.streamed(*silence, *most).await,
         }
     }
 
     async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
         match self.body {
             Body::Whole(_) => Ok(None),
-            Body::Streamed(_) => self.real_mut().read_request_body().await,
+            Body::Streamed { .. } => self.real_mut().read_request_body().await,
         }
     }
 
     async fn drain_request_body(&mut self) -> Result<()> {
         match self.body {
             Body::Whole(_) => Ok(()),
-            Body::Streamed(_) => self.real_mut().drain_request_body().await,
+            Body::Streamed { .. } => self.real_mut().drain_request_body().await,
         }
     }
 
@@ -268,7 +280,7 @@ impl CustomSession for Client {
             Some(HttpTask::Header(header, _)) if header.status.is_informational() => {}
             // What is buffered before the failure still reaches the client.
             Some(HttpTask::Failed(_)) if tasks.len() == 1 => tasks.insert(0, HttpTask::Body(None, false)),
-            _ => self.clock.stop(),
+            _ => self.answer_begins(),
         }
         let cut = self.shared.unfinished.load(Relaxed) && take_end(&mut tasks);
         let done = if tasks.is_empty() { false } else { self.send(tasks).await? };

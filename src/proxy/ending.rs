@@ -3,16 +3,17 @@
 //! Pingora 0.9.1 marks all that a client's session reports as coming from downstream, our own time-outs too. Only the type
 //! of an error arrives unchanged, so our types are looked at first.
 
-use std::time::Duration;
-
 use pingora::{Error, ErrorSource, ErrorType};
 
 use super::rejection::{self, Rejection};
+use crate::config::plan::Server;
 
 /// The engine's response header did not come in time.
 pub const FIRST_BYTE: ErrorType = ErrorType::new("FirstByteTimeout");
 /// The client's body stopped coming.
 pub const BODY_SILENT: ErrorType = ErrorType::new("BodySilent");
+/// The client's body is larger than it may be.
+pub const BODY_TOO_LARGE: ErrorType = ErrorType::new("BodyTooLarge");
 /// A clean end over HTTP of an event stream that lacks its own last event.
 pub const UNFINISHED: ErrorType = ErrorType::new("StreamUnfinished");
 
@@ -46,14 +47,15 @@ impl End {
 
 /// What an error means: how the exchange ended, and what the client is told if it can be told anything.
 #[must_use]
-pub fn of(error: &Error, begun: bool, body_silence: Duration) -> (End, Option<Rejection>) {
+pub fn of(error: &Error, begun: bool, limits: &Server) -> (End, Option<Rejection>) {
     if let Some(rejection) = rejection::carried(error) {
         return (End::Complete, Some(rejection.clone()));
     }
     let failed = if begun { End::UpstreamTruncated } else { End::Error };
     match (error.etype(), error.esource()) {
         (kind, _) if *kind == FIRST_BYTE => (failed, Some(Rejection::Timeout)),
-        (kind, _) if *kind == BODY_SILENT => (End::Complete, Some(Rejection::BodyTooSlow(body_silence))),
+        (kind, _) if *kind == BODY_SILENT => (End::Complete, Some(Rejection::BodyTooSlow(limits.body_timeout))),
+        (kind, _) if *kind == BODY_TOO_LARGE => (End::Complete, Some(Rejection::BodyTooLarge(limits.max_body))),
         (kind, _) if *kind == UNFINISHED => (End::UpstreamTruncated, Some(Rejection::Unavailable)),
         (ErrorType::InvalidHTTPHeader, ErrorSource::Downstream) => {
             (End::Complete, Some(Rejection::Malformed("its `Connection` header names what may not be dropped")))
