@@ -6,6 +6,7 @@
 //! into what runs.
 
 mod address;
+mod compile;
 mod decode;
 mod fault;
 mod merge;

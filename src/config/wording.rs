@@ -7,6 +7,8 @@ use super::units;
 
 /// Further apart is another word, not a misspelling.
 const NEAR: usize = 3;
+/// So many known words are listed where none is near.
+const LISTED: usize = 16;
 
 /// Says `message`, which is about the entry at `path`, whose value is a `kind`.
 pub(super) fn reword(message: &str, path: &[Step], kind: &str) -> String {
@@ -70,8 +72,8 @@ fn expected_words(message: &str) -> Vec<&str> {
     expected.split('`').skip(1).step_by(2).collect()
 }
 
-/// The nearest of the known words, or all of them.
-fn advice(word: &str, known: &[&str]) -> String {
+/// The nearest of the known words, or all of them; to be put behind a fault.
+pub(super) fn advice(word: &str, known: &[&str]) -> String {
     let distance = |known: &str| strsim::damerau_levenshtein(word, known);
     let nearest = known.iter().map(|known| (distance(known), known)).min();
     // A short word is near to every short word.
@@ -79,11 +81,12 @@ fn advice(word: &str, known: &[&str]) -> String {
     if let Some((_, nearest)) = nearest.filter(|(distance, _)| *distance <= near) {
         return format!("; did you mean `{nearest}`?");
     }
-    let known: Vec<String> = known.iter().map(|known| format!("`{known}`")).collect();
-    match known.as_slice() {
+    let listed: Vec<String> = known.iter().take(LISTED).map(|known| format!("`{known}`")).collect();
+    let more = if known.len() > LISTED { format!(" and {} more", known.len() - LISTED) } else { String::new() };
+    match listed.as_slice() {
         [] => String::new(),
         [only] => format!("; write {only}"),
-        several => format!("; known are {}", several.join(", ")),
+        several => format!("; known are {}{more}", several.join(", ")),
     }
 }
 

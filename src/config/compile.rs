@@ -1,0 +1,394 @@
+//! Checks a configuration as a whole and makes a plan of it: that every name leads somewhere, and that nothing is there
+//! which could never be used.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Display;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use glob::Pattern;
+use http::{HeaderValue, Method};
+use log::LevelFilter;
+
+use super::plan::{Admin, Log, Plan, Server};
+use super::wording::advice;
+use super::{Config, Declared, Engine, Fault, Level, Listen, Loaded, Sources, Spanned};
+use crate::access::route::{Auth, HostPattern, PathPattern, Target};
+use crate::access::{Key, Keys, Model, Models, Route, Routes, key};
+use crate::pool::balance::Balance;
+use crate::pool::server::Rules;
+use crate::pool::settings::{Address, Check, Health};
+use crate::pool::{PoolId, Settings, settings};
+
+/// The name of the route that serves where none is configured.
+const DEFAULT_ROUTE: &str = "default";
+
+/// The plan that was written, and all that is wrong with it; with faults it is none to run.
+pub(super) fn compile(loaded: Loaded) -> (Plan, Vec<Fault>) {
+    let Loaded { config, sources, declared, faults } = loaded;
+    let places = config.pool.keys().enumerate().map(|(place, name)| (name.get_ref().as_str(), PoolId(place))).collect();
+    let mut compiler = Compiler { sources: &sources, declared: &declared, places, faults };
+    let plan = compiler.plan(&config);
+    (plan, compiler.faults)
+}
+
+/// Compiles one configuration, and notes what is wrong with it as a whole.
+struct Compiler<'c> {
+    sources: &'c Sources,
+    declared: &'c Declared,
+    places: BTreeMap<&'c str, PoolId>,
+    faults: Vec<Fault>,
+}
+
+// === impl Compiler ===
+
+impl Compiler<'_> {
+    fn plan(&mut self, config: &Config) -> Plan {
+        self.listeners(config);
+        let pools = config.pool.iter().map(|(name, pool)| Arc::new(self.pool(name.get_ref(), pool))).collect();
+        let models = Models::new(config.model.iter().map(|(name, model)| self.model(name, model)).collect());
+        let routes = self.routes(config);
+        let (keys, key_names) = self.keys(config, &models, &routes);
+        if config.pool.is_empty() && self.declared.pools.is_empty() && self.declared.complete {
+            self.fault(&(0..0), "no pool is defined, so nothing could be served; add [pool.NAME] with its servers");
+        }
+        Plan {
+            files: self.sources.files().map(Path::to_owned).collect(),
+            loaded_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            server: server(&config.server),
+            admin: Admin {
+                listen: config.admin.listen.iter().map(|listen| listen.get_ref().clone()).collect(),
+                token: config.admin.token_sha256.as_ref().map(|digest| digest.get_ref().0),
+            },
+            log: log(&config.log),
+            routes,
+            keys,
+            key_names,
+            models,
+            pools,
+        }
+    }
+
+    fn fault(&mut self, span: &Range<usize>, message: impl Into<String>) {
+        self.faults.push(self.sources.fault(span.clone(), message));
+    }
+
+    /// Notes each value that was there before.
+    fn once<'v, T>(&mut self, what: &str, values: impl Iterator<Item = &'v Spanned<T>>)
+    where
+        T: Ord + Display + 'v,
+    {
+        let mut seen: BTreeMap<&T, &Spanned<T>> = BTreeMap::new();
+        for value in values {
+            if let Some(first) = seen.insert(value.get_ref(), value) {
+                let at =
+                    self.sources.place(first.span().start).map_or(String::new(), |place| format!(", first at {place}"));
+                self.fault(&value.span(), format!("{what} {} stands twice{at}", value.get_ref()));
+            }
+        }
+    }
+
+    fn listeners(&mut self, config: &Config) {
+        let fixed =
+            |listen: &&Spanned<Listen>| !matches!(listen.get_ref(), Listen::Tcp(address) if address.port() == 0);
+        self.once("the listener", config.server.listen.iter().chain(&config.admin.listen).filter(fixed));
+    }
+
+    // --- pools ---
+
+    fn pool(&mut self, name: &str, pool: &super::Pool) -> Settings {
+        let written = pool.servers.get_ref();
+        let servers: Vec<settings::Server> = written.iter().map(|server| self.pool_server(server.get_ref())).collect();
+        self.once("the server", written.iter().map(|server| &server.get_ref().address));
+        self.once("the server name", written.iter().filter_map(|server| server.get_ref().name.as_ref()));
+        if servers.iter().all(|server| server.weight == 0) && !servers.is_empty() {
+            self.fault(&pool.servers.span(), "the weights sum to zero, so no server is ever used; give one a weight");
+        }
+        let host = pool.host.as_ref().filter(|host| !host.get_ref().is_empty());
+        if let Some(host) =
+            host.filter(|host| HeaderValue::from_str(host.get_ref()).is_err() || host.get_ref().contains(['/', ' ']))
+        {
+            self.fault(&host.span(), "`host` is not a host; write such as \"api.example.com\"");
+        }
+        let prefix = pool.path_prefix.as_ref().map_or("", |prefix| prefix.get_ref().trim_end_matches('/'));
+        if let Some(written) = pool.path_prefix.as_ref().filter(|_| !prefix.is_empty()) {
+            self.path("path_prefix", written);
+        }
+        Settings {
+            name: name.into(),
+            servers,
+            balance: match pool.balance {
+                super::Balance::RoundRobin => Balance::RoundRobin,
+            },
+            host: host.map(|host| host.get_ref().as_str().into()),
+            path_prefix: prefix.into(),
+            health: self.health(pool.engine, &pool.health),
+            connect: some(pool.timeouts.connect),
+            first_byte: some(pool.timeouts.first_byte),
+            idle_timeout: pool.connections.idle_timeout,
+            attempts: pool.retry.attempts.get() as usize,
+        }
+    }
+
+    fn pool_server(&mut self, server: &super::Server) -> settings::Server {
+        let address = server.address.get_ref();
+        if let Some(name) = server.name.as_ref().filter(|name| name.get_ref().is_empty()) {
+            self.fault(&name.span(), "a server's name is empty; leave it out to name the server by its address");
+        }
+        let name = server.name.as_ref().map_or_else(|| address.to_string(), |name| name.get_ref().clone());
+        settings::Server {
+            name: name.into(),
+            address: Address::new(&address.host, address.port),
+            weight: server.weight,
+            backup: server.backup,
+        }
+    }
+
+    fn health(&mut self, engine: Engine, health: &super::Health) -> Health {
+        let check = match &health.path {
+            None => engine.health_path().map_or(Check::Tcp, |path| Check::Http(path.into())),
+            Some(path) if path.get_ref().is_empty() => Check::Tcp,
+            Some(path) => {
+                self.path("path", path);
+                Check::Http(path.get_ref().as_str().into())
+            }
+        };
+        Health {
+            check,
+            port: (health.port > 0).then_some(health.port),
+            interval: health.interval,
+            timeout: health.timeout,
+            rules: Rules { rise: health.rise.get(), fall: health.fall.get() },
+        }
+    }
+
+    fn path(&mut self, key: &str, path: &Spanned<String>) {
+        let written = path.get_ref();
+        if !written.starts_with('/') {
+            self.fault(&path.span(), format!("`{key}` must begin with a slash; write \"/{written}\""));
+        } else if written.contains(|c: char| c.is_whitespace() || c.is_control() || "?#".contains(c)) {
+            self.fault(&path.span(), format!("`{key}` is not a path: white space, `?` and `#` cannot be in it"));
+        }
+    }
+
+    /// The pool of this name. A name that is nowhere is a fault, and stands for any.
+    fn pool_named(&mut self, name: &Spanned<String>) -> PoolId {
+        let known = self.places.get(name.get_ref().as_str()).copied();
+        if known.is_none() && self.declared.complete && !self.declared.pools.contains(name.get_ref()) {
+            let hint = nearest(name.get_ref(), &self.declared.pools);
+            self.fault(&name.span(), format!("no pool is called {:?}{hint}", name.get_ref()));
+        }
+        known.unwrap_or(PoolId(0))
+    }
+
+    // --- models and routes ---
+
+    fn model(&mut self, name: &Spanned<String>, model: &super::Model) -> Model {
+        let written = name.get_ref();
+        if written.is_empty() || written[..written.len() - 1].contains('*') {
+            self.fault(&name.span(), "a model's name must not be empty and may have a `*` at its end only");
+        }
+        Model {
+            name: written.as_str().into(),
+            pool: self.pool_named(&model.pool),
+            upstream: model.upstream.as_deref().filter(|name| !name.is_empty()).map(Into::into),
+            owned_by: model.owned_by.as_str().into(),
+        }
+    }
+
+    fn routes(&mut self, config: &Config) -> Routes {
+        self.once("the route", config.route.iter().map(|route| &route.get_ref().name));
+        if config.route.is_empty() && self.declared.routes.is_empty() {
+            return Routes::new(vec![Route {
+                name: DEFAULT_ROUTE.into(),
+                host: None,
+                path: PathPattern::new("/v1/*"),
+                methods: vec![],
+                auth: Auth::Key,
+                target: Target::Model,
+                strip_prefix: None,
+            }]);
+        }
+        Routes::new(config.route.iter().map(|route| self.route(route)).collect())
+    }
+
+    fn route(&mut self, route: &Spanned<super::Route>) -> Route {
+        let span = route.span();
+        let route = route.get_ref();
+        let target = match (&route.by, &route.pool) {
+            (Some(super::By::Model), None) => Target::Model,
+            (None, Some(pool)) => Target::Pool(self.pool_named(pool)),
+            (both, _) => {
+                let wrong = if both.is_some() { "both `by` and `pool`" } else { "neither `by` nor `pool`" };
+                self.fault(&span, format!("the route has {wrong}; write `by = \"model\"` or `pool = \"NAME\"`"));
+                Target::Model
+            }
+        };
+        self.route_path(route);
+        if let Some(host) = route.host.as_ref().filter(|host| !is_host(host.get_ref())) {
+            self.fault(
+                &host.span(),
+                "`host` is not a host; write \"api.example.com\" or \"*.example.com\", without a port",
+            );
+        }
+        let methods = route.methods.iter().flatten().filter_map(|method| self.method(method)).collect();
+        let prefix = route.strip_prefix.as_ref().map(|prefix| prefix.get_ref().trim_end_matches('/'));
+        Route {
+            name: route.name.get_ref().as_str().into(),
+            host: route.host.as_ref().map(|host| HostPattern::new(host.get_ref())),
+            path: PathPattern::new(route.path.get_ref()),
+            methods,
+            auth: match route.auth {
+                super::Auth::Key => Auth::Key,
+                super::Auth::None => Auth::None,
+            },
+            target,
+            strip_prefix: prefix.filter(|prefix| !prefix.is_empty()).map(Into::into),
+        }
+    }
+
+    fn route_path(&mut self, route: &super::Route) {
+        self.path("path", &route.path);
+        let path = route.path.get_ref();
+        if path.trim_end_matches('*').len() + 1 < path.len() || path.trim_end_matches('*').contains('*') {
+            self.fault(&route.path.span(), "`path` may have one `*`, at its end");
+        }
+        let Some(prefix) = &route.strip_prefix else { return };
+        self.path("strip_prefix", prefix);
+        if !path.starts_with(prefix.get_ref().as_str()) {
+            let message = format!("`strip_prefix` is not what the route's path begins with, which is {path:?}");
+            self.fault(&prefix.span(), message);
+        }
+    }
+
+    fn method(&mut self, method: &Spanned<String>) -> Option<Method> {
+        let known =
+            [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
+        let written = method.get_ref();
+        let found = known.iter().find(|known| known.as_str() == written).cloned();
+        if found.is_none() {
+            let hint = advice(&written.to_uppercase(), &known.each_ref().map(Method::as_str));
+            self.fault(&method.span(), format!("{written:?} is not a method{hint}"));
+        }
+        found
+    }
+
+    // --- keys ---
+
+    fn keys(&mut self, config: &Config, models: &Models, routes: &Routes) -> (Keys, Vec<Arc<str>>) {
+        self.once("the key", config.key.iter().map(|key| &key.get_ref().name));
+        let mut digests: HashMap<key::Digest, Arc<Key>> = HashMap::new();
+        let mut names = Vec::new();
+        for written in &config.key {
+            let key = Arc::new(self.key(written.get_ref()));
+            names.push(key.name.clone());
+            let lost =
+                config.model.len() < self.declared.models.len() || config.route.len() < self.declared.routes.len();
+            if !lost && self.declared.complete && !admits(&key, models, routes) {
+                let message =
+                    format!("the key {:?} can ask for nothing: no model and no route by pool admits it", key.name);
+                self.fault(&written.get_ref().name.span(), message);
+            }
+            for digest in &written.get_ref().sha256 {
+                if let Some(other) = digests.insert(digest.get_ref().0, key.clone()) {
+                    self.fault(&digest.span(), format!("the key {:?} has the same secret", other.name));
+                }
+            }
+        }
+        (Keys::new(digests), names)
+    }
+
+    fn key(&mut self, key: &super::Key) -> Key {
+        if key.name.get_ref().is_empty() {
+            self.fault(&key.name.span(), "a key's name is empty; it shows in logs and metrics in the secret's place");
+        }
+        let models = key.models.iter().filter_map(|glob| {
+            let pattern = Pattern::new(glob.get_ref());
+            if let Err(wrong) = &pattern {
+                self.fault(&glob.span(), format!("{:?} is not a glob: {}", glob.get_ref(), wrong.msg));
+            }
+            pattern.ok()
+        });
+        let models = models.collect();
+        for route in key.routes.iter().flatten() {
+            let known = &self.declared.routes;
+            if self.declared.complete && !known.contains(route.get_ref()) {
+                let hint = nearest(route.get_ref(), known);
+                self.fault(&route.span(), format!("no route is called {:?}{hint}", route.get_ref()));
+            }
+        }
+        let routes = key.routes.as_ref();
+        Key {
+            name: key.name.get_ref().as_str().into(),
+            models,
+            routes: routes.map(|names| names.iter().map(|name| name.get_ref().as_str().into()).collect()),
+            expires: key.expires.map(SystemTime::from),
+            disabled: key.disabled,
+        }
+    }
+}
+
+/// Whether the key can ask for anything at all.
+fn admits(key: &Key, models: &Models, routes: &Routes) -> bool {
+    let asks = models.iter().any(|model| key.models.iter().any(|glob| overlaps(glob, model)));
+    routes.iter().filter(|route| key.may_use(route)).any(|route| match route.target {
+        Target::Model => asks,
+        Target::Pool(_) => true,
+    })
+}
+
+/// Whether some name of the model, which may be a family, is among the glob's.
+fn overlaps(glob: &Pattern, model: &Model) -> bool {
+    let literal = glob.as_str().split(['*', '?', '[']).next().unwrap_or_default();
+    match model.prefix() {
+        Some(prefix) => literal.starts_with(prefix) || (glob.as_str() != literal && prefix.starts_with(literal)),
+        None => glob.matches(&model.name),
+    }
+}
+
+fn is_host(host: &str) -> bool {
+    let name = host.strip_prefix("*.").unwrap_or(host);
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._[]:".contains(c)) && !has_port(name)
+}
+
+fn has_port(name: &str) -> bool {
+    !name.starts_with('[') && name.contains(':')
+}
+
+/// Which of the known names may have been meant.
+fn nearest(written: &str, known: &BTreeSet<String>) -> String {
+    advice(written, &known.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// Zero is none.
+fn some(limit: Duration) -> Option<Duration> {
+    (!limit.is_zero()).then_some(limit)
+}
+
+fn server(server: &super::ServerTable) -> Server {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    Server {
+        listen: server.listen.iter().map(|listen| listen.get_ref().clone()).collect(),
+        threads: if server.threads == 0 { cores() } else { server.threads },
+        max_body: server.max_body.0,
+        trusted_proxies: server.trusted_proxies.clone(),
+        header_timeout: some(server.header_timeout).unwrap_or(Duration::MAX),
+        body_timeout: some(server.body_timeout).unwrap_or(Duration::MAX),
+        keepalive: server.keepalive,
+        drain: server.drain,
+        upstream_idle: server.upstream_idle,
+    }
+}
+
+fn log(log: &super::Log) -> Log {
+    let level = match log.level {
+        Level::Error => LevelFilter::Error,
+        Level::Warn => LevelFilter::Warn,
+        Level::Info => LevelFilter::Info,
+        Level::Debug => LevelFilter::Debug,
+        Level::Trace => LevelFilter::Trace,
+    };
+    Log { level, access: log.access == super::AccessLog::Stderr }
+}
