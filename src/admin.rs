@@ -11,15 +11,15 @@ use http::header::{ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHE
 use http::{HeaderMap, Method, StatusCode};
 use jiff::Timestamp;
 use pingora::Result;
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use serde_json::{Value, json};
 
 use crate::access::key;
+use crate::daemon::connection;
 use crate::daemon::reload::Reloader;
-use crate::daemon::{connection, options};
 use crate::live::Current;
 use crate::observe::Observer;
 
@@ -34,7 +34,6 @@ pub struct Admin {
     started: SystemTime,
     /// Whether callers come over a unix socket, whose file says who may.
     unix: bool,
-    options: HttpServerOptions,
 }
 
 /// What a caller is told.
@@ -51,7 +50,7 @@ impl Admin {
     /// For one listener, a `unix` one or not.
     #[must_use]
     pub fn new(current: Arc<Current>, observer: Arc<Observer>, reloader: Arc<Reloader>, unix: bool) -> Self {
-        Self { current, observer, reloader, started: SystemTime::now(), unix, options: options() }
+        Self { current, observer, reloader, started: SystemTime::now(), unix }
     }
 
     fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Answer {
@@ -144,10 +143,6 @@ impl HttpServerApp for Admin {
         let settings = HttpPersistentSettings::for_session(&session);
         let stream = session.finish().await.ok()??;
         Some(ReusedHttpStream::from_reusable_stream(stream, settings))
-    }
-
-    fn server_options(&self) -> Option<&HttpServerOptions> {
-        Some(&self.options)
     }
 }
 

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pingora::apps::{HttpServerApp, HttpServerOptions};
+use pingora::apps::HttpServerApp;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
@@ -203,22 +203,12 @@ fn runtime(threads: usize) -> io::Result<Runtime> {
     Builder::new_multi_thread().worker_threads(threads).thread_name("worker").enable_all().build()
 }
 
-/// Pingora's proxy around ours, for HTTP/1.1 and cleartext HTTP/2.
+/// Pingora's proxy around ours.
 #[must_use]
 pub fn pingora(proxy: Proxy, conf: ServerConf) -> HttpProxy<Proxy> {
     let mut proxy = http_proxy(&Arc::new(conf), proxy);
-    proxy.server_options = Some(options());
     let mut h2 = default_h2_options();
     h2.max_concurrent_streams(STREAMS);
     proxy.h2_options = Some(h2);
     proxy
-}
-
-/// How connections are spoken on.
-#[must_use]
-pub fn options() -> HttpServerOptions {
-    let mut options = HttpServerOptions::default();
-    options.h2c = true;
-    options.h2_idle_timeout = Some(Duration::from_secs(60));
-    options
 }

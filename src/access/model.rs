@@ -27,6 +27,9 @@ pub struct Models {
     listed: Vec<Arc<Model>>,
 }
 
+/// The longest name, in bytes: a family would take any, and it is logged.
+const LONGEST: usize = 256;
+
 // === impl Models ===
 
 impl Models {
@@ -41,9 +44,12 @@ impl Models {
         Self { exact, families, listed }
     }
 
-    /// The model of this name: the one that is called so, else the nearest family.
+    /// The model of this name: the one that is called so, else the nearest family. A name that no one would give has none.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<&Arc<Model>> {
+        if name.len() > LONGEST {
+            return None;
+        }
         self.exact.get(name).or_else(|| {
             self.families.iter().find(|model| model.prefix().is_some_and(|prefix| name.starts_with(prefix)))
         })
@@ -74,6 +80,7 @@ mod tests {
         let model =
             |name: &str| Model { name: name.into(), pool: PoolId(0), upstream: None, owned_by: "forebay".into() };
         let models = Models::new(["llama-*", "llama-3", "llama-3*", "qwen"].map(model).into());
+        let long = format!("llama-{}", "x".repeat(LONGEST));
         for (asked, found) in [
             ("llama-3", Some("llama-3")),
             ("llama-31", Some("llama-3*")),
@@ -82,6 +89,7 @@ mod tests {
             ("qwen2", None),
             ("llama-*", Some("llama-*")),
             ("", None),
+            (long.as_str(), None),
         ] {
             assert_eq!(models.find(asked).map(|model| &*model.name), found, "{asked}");
         }

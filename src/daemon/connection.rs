@@ -53,10 +53,9 @@ pub struct Connection {
 
 /// The application of one connection, around that of all of them.
 pub struct Edge<A> {
-    /// What answers.
-    pub app: Arc<A>,
-    /// The connection.
-    pub connection: Arc<Connection>,
+    app: Arc<A>,
+    connection: Arc<Connection>,
+    options: HttpServerOptions,
 }
 
 /// The header of the request under way is complete.
@@ -118,6 +117,17 @@ impl Connection {
 
 // === impl Edge ===
 
+impl<A> Edge<A> {
+    /// For a connection that speaks HTTP/1.1 or cleartext HTTP/2 to `app`.
+    #[must_use]
+    pub fn new(app: Arc<A>, connection: Arc<Connection>, limits: Limits) -> Self {
+        let mut options = HttpServerOptions::default();
+        options.h2c = true;
+        options.h2_idle_timeout = Some(limits.keepalive);
+        Self { app, connection, options }
+    }
+}
+
 #[async_trait]
 impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Edge<A> {
     async fn process_new_http(
@@ -141,6 +151,6 @@ impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Edge<A> {
     }
 
     fn server_options(&self) -> Option<&HttpServerOptions> {
-        self.app.server_options()
+        Some(&self.options)
     }
 }

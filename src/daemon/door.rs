@@ -86,7 +86,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
             let server = &self.current.live().plan.server;
             Limits { header: server.header_timeout, keepalive: server.keepalive }
         };
-        let edge = Arc::new(Edge { app: self.app.clone(), connection: connection.clone() });
+        let edge = Arc::new(Edge::new(self.app.clone(), connection.clone(), limits));
         let wire = Box::new(Wire::new(Box::new(stream), connection.clone()));
         tokio::select! {
             _ = ServerApp::process_new(&edge, wire, &self.stop) => {}

@@ -107,10 +107,10 @@ impl LastEvent {
         }
     }
 
-    /// Whether the stream may end now.
+    /// Whether the stream may end now. Clients read a last line that has no end, so it counts.
     #[must_use]
     pub fn was_seen(&self) -> bool {
-        self.seen
+        self.seen || self.dialect.ends_with(&self.line[..self.length])
     }
 
     /// Whether no event is under way, so that another may begin.
@@ -124,11 +124,12 @@ impl LastEvent {
 mod tests {
     use super::*;
 
-    const CASES: [(Dialect, &str, bool); 17] = [
+    const CASES: [(Dialect, &str, bool); 18] = [
         (Dialect::Completions, "data: {\"a\":1}\n\ndata: [DONE]\n\n", true),
         (Dialect::Completions, "data:[DONE]\r\n\r\n", true),
         (Dialect::Completions, "data: {\"a\":\"data: [DONE]\"}\n\n", false),
-        (Dialect::Completions, "data: [DONE]", false),
+        (Dialect::Completions, "data: [DONE]", true),
+        (Dialect::Completions, "data: [DON", false),
         (Dialect::Completions, "data: [DONE]x\n\n", false),
         (Dialect::Completions, "data: {\"error\":{\"message\":\"oom\"}}\n\n", true),
         (Dialect::Completions, "event: error\ndata: {}\n\n", true),

@@ -213,14 +213,14 @@ impl fmt::Display for Rejection {
                  Ask your operator for a key if you have none.",
             ),
             Self::RouteNotAllowed => f.write_str("This API key may not use this route."),
-            Self::ModelNotAllowed(model) => write!(f, "This API key may not use the model `{model}`."),
+            Self::ModelNotAllowed(model) => write!(f, "This API key may not use the model `{}`.", short(model)),
             Self::NoRoute => f.write_str("Nothing is served at this path."),
             Self::MethodNotAllowed(methods) => {
                 let allow: Vec<&str> = methods.iter().map(Method::as_str).collect();
                 write!(f, "This path is not served with this method, but with {}.", allow.join(", "))
             }
             Self::UnknownModel(model) => {
-                write!(f, "The model `{model}` does not exist; GET /v1/models lists those that do.")
+                write!(f, "The model `{}` does not exist; GET /v1/models lists those that do.", short(model))
             }
             Self::Unreadable(why) => why.fmt(f),
             Self::Encoded => f.write_str("A body with a `Content-Encoding` is not accepted: send it as it is."),
@@ -278,6 +278,11 @@ fn anthropic_kind(status: StatusCode) -> &'static str {
         400..500 => "invalid_request_error",
         _ => "api_error",
     }
+}
+
+/// As much of a name as a client needs to know it again.
+fn short(name: &str) -> &str {
+    name.char_indices().nth(128).map_or(name, |(end, _)| &name[..end])
 }
 
 /// At least one, rounded up: `Retry-After: 0` makes clients storm.
