@@ -53,7 +53,7 @@ impl Admin {
         Self { current, observer, reloader, started: SystemTime::now(), unix }
     }
 
-    fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Answer {
+    async fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Answer {
         let read = matches!(*method, Method::GET | Method::HEAD);
         match path {
             "/livez" | "/readyz" | "/startupz" | "/metrics" | "/status" if !read => Answer::wrong_method("GET, HEAD"),
@@ -70,7 +70,10 @@ impl Admin {
                 StatusCode::OK,
                 &status::status(&self.current.live(), self.started, self.reloader.status()),
             ),
-            "/reload" => self.permitted(headers).unwrap_or_else(|| self.reload()),
+            "/reload" => match self.permitted(headers) {
+                Some(refused) => refused,
+                None => self.reload().await,
+            },
             _ => Answer::fault(StatusCode::NOT_FOUND, "nothing is served here"),
         }
     }
@@ -95,8 +98,8 @@ impl Admin {
         }
     }
 
-    fn reload(&self) -> Answer {
-        match self.reloader.reload() {
+    async fn reload(&self) -> Answer {
+        match self.reloader.reload().await {
             Ok(()) => Answer::json(StatusCode::OK, &json!({"reloaded": true})),
             Err(faults) => {
                 let faults: Vec<String> = faults.iter().map(|fault| fault.to_string()).collect();
@@ -134,8 +137,8 @@ impl HttpServerApp for Admin {
             return None;
         }
         connection::header_complete();
-        let request = session.req_header();
-        let answer = self.answer(&request.method, request.uri.path(), &request.headers);
+        let request = session.req_header().clone();
+        let answer = self.answer(&request.method, request.uri.path(), &request.headers).await;
         if *shutdown.borrow() || tokio::time::timeout(DRAIN, session.drain_request_body()).await.is_err() {
             session.set_keepalive(None);
         }

@@ -34,6 +34,9 @@ pub use merge::Declared;
 pub use source::{Loaded, Sources, load};
 pub use units::{Digest, Size};
 
+use crate::access::route::Auth;
+use crate::pool::balance::Balance;
+
 /// The whole file, its includes merged into it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, remote = "Self")]
@@ -193,15 +196,6 @@ pub enum Engine {
     Http,
 }
 
-/// The rule that picks a server.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
-#[serde(rename_all = "kebab-case")]
-pub enum Balance {
-    /// Smooth weighted round-robin.
-    #[default]
-    RoundRobin,
-}
-
 /// One engine of a pool, written as `"host:port"` or as a table.
 #[derive(Debug)]
 pub struct Server {
@@ -304,17 +298,6 @@ pub struct Route {
     /// Taken off the path before it goes to the engine.
     #[serde(default)]
     pub strip_prefix: Option<Spanned<String>>,
-}
-
-/// Whether a route asks for a key.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
-#[serde(rename_all = "lowercase")]
-pub enum Auth {
-    /// A key that may use this route.
-    #[default]
-    Key,
-    /// Anyone.
-    None,
 }
 
 /// What a route takes its pool from.

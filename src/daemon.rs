@@ -88,7 +88,8 @@ impl Daemon {
         observer: Arc<Observer>,
     ) -> Result<Self, String> {
         let traffic = listen::bind(&plan.server.listen)?;
-        let admin = listen::bind(&plan.admin.listen)?;
+        let admin = listen::bind(&plan.admin.listen)
+            .inspect_err(|_| traffic.iter().for_each(|bound| listen::remove(&bound.listen)))?;
         let (threads, upstream_idle) = (plan.server.threads, plan.server.upstream_idle);
         let current = Arc::new(Current::new(Live::new(plan, None)));
         let reloader = Arc::new(Reloader::new(path, environment, current.clone(), observer.clone()));
@@ -116,7 +117,8 @@ impl Daemon {
         reloader.start_probes();
         log::info!("forebay {} serves", crate::VERSION);
         while signals.next().await == Told::Reload {
-            let _ = reloader.reload(); // its faults are logged there
+            let reloader = reloader.clone();
+            tokio::spawn(async move { reloader.reload().await }); // its faults are logged there
         }
         current.drain();
         let limit = current.live().plan.server.drain;

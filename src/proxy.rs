@@ -18,8 +18,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::Method;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use http::{Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -67,6 +67,7 @@ impl Proxy {
         let header = session.req_header();
         let path = header.uri.path();
         if path == "/health" && matches!(header.method, Method::GET | Method::HEAD) {
+            x.recorded = false;
             return self.health(session).await;
         }
         let found = live.plan.routes.find(headers::host(header), path, &header.method);
@@ -157,8 +158,8 @@ impl Proxy {
 
     /// Answers a rejection where nothing was answered yet. Whether the client's connection can live on.
     async fn refuse(&self, session: &mut Session, x: &Exchange, rejection: &Rejection) -> Result<bool> {
-        // After an attempt Pingora 0.9.1 closes the connection, whatever `FailToProxy` says.
-        let closes = rejection.closes() || x.way.has_begun() || self.current.is_draining();
+        // Once a pool is looked to, Pingora 0.9.1 closes the connection, whatever `FailToProxy` says.
+        let closes = rejection.closes() || x.admitted.pool.is_some() || self.current.is_draining();
         if closes {
             session.set_keepalive(None);
         }
@@ -201,7 +202,7 @@ impl ProxyHttp for Proxy {
 
     async fn early_request_filter(&self, session: &mut Session, x: &mut Exchange) -> Result<()> {
         session.set_ignore_info_resp(true);
-        if x.live.plan.server.keepalive.is_zero() {
+        if x.live.plan.server.keepalive.is_zero() || self.current.is_draining() {
             session.set_keepalive(None);
         }
         let peer = session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip());
@@ -225,20 +226,21 @@ impl ProxyHttp for Proxy {
         Ok(peer::of(&pool.settings, address, x.way.fresh))
     }
 
-    fn fail_to_connect(&self, _: &mut Session, peer: &HttpPeer, x: &mut Exchange, mut e: Box<Error>) -> Box<Error> {
-        log::warn!("request {}: {e} at {peer}", x.request_id());
+    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, x: &mut Exchange, mut e: Box<Error>) -> Box<Error> {
+        log_failure(log::Level::Warn, x, &e);
         x.way.ends(Outcome::ConnectFailed);
         let again = x.admitted.pool.as_ref().is_some_and(|pool| x.way.fails(Failure::Connect, pool));
         e.set_retry(again);
         e
     }
 
-    async fn upstream_request_filter(&self, _: &mut Session, to: &mut RequestHeader, x: &mut Exchange) -> Result<()> {
+    async fn upstream_request_filter(&self, s: &mut Session, to: &mut RequestHeader, x: &mut Exchange) -> Result<()> {
         let (Some(identity), Some(route), Some(pool)) = (&x.identity, &x.admitted.route, &x.admitted.pool) else {
             return Err(Rejection::Internal.into());
         };
         readdress(to, route, &pool.settings.path_prefix)?;
-        headers::to_engine(to, identity, pool.settings.host.as_deref(), x.admitted.credentials_pass)
+        let via = s.req_header().version;
+        headers::to_engine(to, identity, via, pool.settings.host.as_deref(), x.admitted.credentials_pass)
     }
 
     async fn upstream_response_filter(&self, _: &mut Session, h: &mut ResponseHeader, x: &mut Exchange) -> Result<()> {
@@ -256,8 +258,10 @@ impl ProxyHttp for Proxy {
         Ok(())
     }
 
-    async fn response_filter(&self, _: &mut Session, header: &mut ResponseHeader, x: &mut Exchange) -> Result<()> {
-        x.shared.closing.store(self.current.is_draining(), Relaxed);
+    async fn response_filter(&self, s: &mut Session, header: &mut ResponseHeader, x: &mut Exchange) -> Result<()> {
+        // HTTP/1.0 knows no chunks: the answer ends with the connection (RFC 9112 §6.1).
+        let ends = s.req_header().version < Version::HTTP_11 && header.remove_header(&TRANSFER_ENCODING).is_some();
+        x.shared.closing.store(ends || self.current.is_draining(), Relaxed);
         match &x.identity {
             Some(identity) => headers::to_client(header, identity),
             None => Ok(()),
@@ -280,7 +284,7 @@ impl ProxyHttp for Proxy {
 
     fn error_while_proxy(
         &self,
-        peer: &HttpPeer,
+        _: &HttpPeer,
         session: &mut Session,
         mut e: Box<Error>,
         x: &mut Exchange,
@@ -298,8 +302,7 @@ impl ProxyHttp for Proxy {
         let again = !begun && x.admitted.pool.as_ref().is_some_and(|pool| x.way.fails(failure, pool));
         if end != End::ClientGone {
             // That a kept connection ends is an engine's right.
-            let level = if again { log::Level::Debug } else { log::Level::Warn };
-            log::log!(level, "request {}: {e} at {peer}", x.request_id());
+            log_failure(if again { log::Level::Debug } else { log::Level::Warn }, x, &e);
         }
         e.set_retry(again); // always: Pingora panics on what is undecided
         e
@@ -330,7 +333,9 @@ impl ProxyHttp for Proxy {
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, x: &mut Exchange) {
         client::unwrap(session, &x.shared);
-        self.observer.observe(&x.record(session));
+        if x.recorded {
+            self.observer.observe(&x.record(session));
+        }
     }
 
     /// All that is worth a line was logged where it happened.
@@ -366,6 +371,18 @@ fn readdress(to: &mut RequestHeader, route: &Route, prefix: &str) -> Result<()> 
 /// Whether the client has the beginning of an answer. A `100 Continue` is none.
 fn has_begun(session: &Session) -> bool {
     session.response_written().is_some_and(|header| !header.status.is_informational())
+}
+
+/// Says which server failed a request, and how.
+fn log_failure(level: log::Level, x: &Exchange, e: &Error) {
+    if let Some(pool) = &x.admitted.pool {
+        let (name, server) = (&pool.settings.name, x.way.server(pool));
+        log::log!(level, "request {}: server {name}/{server} failed: {}", x.request_id(), e.root_etype().as_str());
+    }
+    // Pingora 0.9.1 quotes a header that it cannot read.
+    if *e.root_etype() != ErrorType::InvalidHTTPHeader {
+        log::debug!("request {}: {e}", x.request_id());
+    }
 }
 
 fn outcome(e: &Error, end: End) -> Outcome {

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use glob::Pattern;
 use http::HeaderMap;
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, HeaderName};
 use sha2::{Digest as _, Sha256};
 
 use super::{Model, Route};
@@ -62,7 +62,7 @@ impl Keys {
     /// # Errors
     /// [`Refused`] says why there is none.
     pub fn authenticate(&self, headers: &HeaderMap, now: SystemTime) -> Result<&Arc<Key>, Refused> {
-        let secret = presented(headers).ok_or(Refused::Missing)?;
+        let secret = secrets(headers).next().ok_or(Refused::Missing)?;
         let key = self.0.get(&digest(secret)).ok_or(Refused::Unknown)?;
         if key.disabled {
             return Err(Refused::Disabled);
@@ -76,7 +76,7 @@ impl Keys {
     /// Whether the headers present the secret of any key here, be it valid or not: then it must not go on to an engine.
     #[must_use]
     pub fn know(&self, headers: &HeaderMap) -> bool {
-        presented(headers).is_some_and(|secret| self.0.contains_key(&digest(secret)))
+        secrets(headers).any(|secret| self.0.contains_key(&digest(secret)))
     }
 
     /// How many secrets are known.
@@ -117,17 +117,17 @@ impl Key {
 }
 
 /// The headers that can carry a credential; none of them goes on to an engine once it was taken for a key.
-pub const CREDENTIALS: [&str; 3] = ["authorization", "x-api-key", "api-key"];
+pub static CREDENTIALS: [HeaderName; 3] =
+    [AUTHORIZATION, HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
 
-/// The secret out of `Authorization: Bearer …`, `x-api-key` or `api-key`; the first that is there.
-fn presented(headers: &HeaderMap) -> Option<&[u8]> {
-    let bearer = headers.get(AUTHORIZATION).and_then(|value| {
+/// What could be a secret: in `Authorization: Bearer …`, then in `x-api-key` and `api-key`. The first counts.
+fn secrets(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let bearers = headers.get_all(AUTHORIZATION).into_iter().filter_map(|value| {
         let (scheme, secret) = value.as_bytes().split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| secret.trim_ascii())
     });
-    bearer.or_else(|| {
-        CREDENTIALS[1..].iter().find_map(|name| headers.get(*name)).map(|value| value.as_bytes().trim_ascii())
-    })
+    let plain = CREDENTIALS[1..].iter().flat_map(|name| headers.get_all(name));
+    bearers.chain(plain.map(|value| value.as_bytes().trim_ascii()))
 }
 
 /// The digest by which a secret is known.

@@ -5,9 +5,11 @@
 //! different routes is refused.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::sync::Arc;
 
 use http::Method;
+use serde::Deserialize;
 
 use crate::pool::PoolId;
 
@@ -31,9 +33,11 @@ pub struct Route {
 }
 
 /// Whether a route asks for a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Auth {
     /// A valid key that may use the route.
+    #[default]
     Key,
     /// Anyone.
     None,
@@ -199,6 +203,15 @@ impl HostPattern {
     }
 }
 
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => f.write_str(name),
+            Self::Under(domain) => write!(f, "*{domain}"),
+        }
+    }
+}
+
 // === impl PathPattern ===
 
 impl PathPattern {
@@ -215,6 +228,15 @@ impl PathPattern {
         match self {
             Self::Exact(exact) => path == &**exact,
             Self::Prefix(prefix) => path.starts_with(&**prefix),
+        }
+    }
+}
+
+impl fmt::Display for PathPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(path) => f.write_str(path),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
         }
     }
 }

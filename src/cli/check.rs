@@ -5,6 +5,7 @@ use std::fmt::Display;
 use clap::Args;
 
 use super::{Failure, Source};
+use crate::access::Route;
 use crate::access::route::Target;
 use crate::config::plan::Plan;
 use crate::pool::settings::Check as Probe;
@@ -36,23 +37,29 @@ fn summary(plan: &Plan) -> String {
     line("files", joined(plan.files.iter().map(|file| file.display().to_string())));
     line("listen", joined(&plan.server.listen));
     line("admin", joined(&plan.admin.listen));
-    for pool in &plan.pools {
+    let pools = plan.pools.iter().map(|pool| {
         let probe = match &pool.health.check {
             Probe::Http(path) => format!("GET {path}"),
             Probe::Tcp => "TCP connect".to_owned(),
         };
-        let servers = joined(pool.servers.iter().map(|server| &server.name));
-        line("pool", format!("{}: {servers}; probed by {probe}", pool.name));
-    }
-    for model in plan.models.iter() {
-        line("model", format!("{} by pool {}", model.name, plan.pools[model.pool.0].name));
-    }
-    for route in plan.routes.iter() {
+        let servers = joined(pool.servers.iter().map(|server| match server {
+            server if server.backup => format!("{} (backup)", server.name),
+            server if server.weight == 1 => server.name.to_string(),
+            server => format!("{} (weight {})", server.name, server.weight),
+        }));
+        format!("{}: {servers}; probed by {probe}", pool.name)
+    });
+    let models = plan.models.iter().map(|model| format!("{} by pool {}", model.name, plan.pools[model.pool.0].name));
+    let routes = plan.routes.iter().map(|route| {
         let to = match route.target {
             Target::Model => "by model".to_owned(),
             Target::Pool(pool) => format!("to pool {}", plan.pools[pool.0].name),
         };
-        line("route", format!("{} {to}", route.name));
+        let host = route.host.as_ref().map_or(String::new(), ToString::to_string);
+        format!("{}: {}{host}{} {to}", route.name, methods(route), route.path)
+    });
+    for (what, all) in [("pool", some(pools)), ("model", some(models)), ("route", some(routes))] {
+        all.into_iter().for_each(|one| line(what, one));
     }
     let keys = if plan.key_names.is_empty() {
         "none: every route that asks for a key refuses all".into()
@@ -61,6 +68,19 @@ fn summary(plan: &Plan) -> String {
     };
     line("keys", keys);
     said
+}
+
+fn methods(route: &Route) -> String {
+    if route.methods.is_empty() { String::new() } else { format!("{} ", joined(&route.methods)) }
+}
+
+/// As many lines as fit the screen beside the others.
+fn some(all: impl Iterator<Item = String>) -> Vec<String> {
+    const SHOWN: usize = 8;
+    let mut all: Vec<String> = all.collect();
+    let rest = all.split_off(all.len().min(SHOWN)).len();
+    all.extend((rest > 0).then(|| format!("and {rest} more")));
+    all
 }
 
 /// A list that fits the screen.

@@ -1,8 +1,8 @@
 //! `forebay key`: clients' keys. The secret is shown once and kept nowhere.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
@@ -54,6 +54,11 @@ impl New {
         let table = self.table(&secret);
         match &self.append {
             None => println!("# the secret, shown this once:\n# {secret}\n\n{table}"),
+            Some(file) if self.stands_in(file) => {
+                let said =
+                    format!("forebay: {} has a key {:?} already; choose another name", file.display(), self.name);
+                return Err(Failure::Usage(said));
+            }
             Some(file) => {
                 let mut options = OpenOptions::new();
                 let opened = options.append(true).create(true).open(file);
@@ -63,6 +68,13 @@ impl New {
             }
         }
         Ok(())
+    }
+
+    /// Whether the file has a key of this name. What cannot be read has none, and appending will tell.
+    fn stands_in(&self, file: &Path) -> bool {
+        let read = fs::read_to_string(file).ok().and_then(|text| text.parse::<toml::Table>().ok());
+        let keys = read.as_ref().and_then(|table| table.get("key")?.as_array());
+        keys.into_iter().flatten().any(|key| key.get("name").and_then(toml::Value::as_str) == Some(&self.name))
     }
 
     fn table(&self, secret: &str) -> String {

@@ -17,7 +17,6 @@ use super::wording::advice;
 use super::{Config, Declared, Engine, Fault, Level, Listen, Loaded, Sources, Spanned};
 use crate::access::route::{Auth, HostPattern, PathPattern, Target};
 use crate::access::{Key, Keys, Model, Models, Route, Routes, key};
-use crate::pool::balance::Balance;
 use crate::pool::server::Rules;
 use crate::pool::settings::{Address, Check, Health};
 use crate::pool::{PoolId, Settings, settings};
@@ -83,9 +82,10 @@ impl Compiler<'_> {
         let mut seen: BTreeMap<&T, &Spanned<T>> = BTreeMap::new();
         for value in values {
             if let Some(first) = seen.insert(value.get_ref(), value) {
-                let at =
-                    self.sources.place(first.span().start).map_or(String::new(), |place| format!(", first at {place}"));
-                self.fault(&value.span(), format!("{what} {} stands twice{at}", value.get_ref()));
+                let place = |value: &Spanned<T>| self.sources.place(value.span().start);
+                let (here, other) = if place(value).is_some() { (value, first) } else { (first, value) };
+                let at = place(other).map_or("; the other is a default".to_owned(), |at| format!(", first at {at}"));
+                self.fault(&here.span(), format!("{what} {} stands twice{at}", value.get_ref()));
             }
         }
     }
@@ -102,7 +102,13 @@ impl Compiler<'_> {
         let written = pool.servers.get_ref();
         let servers: Vec<settings::Server> = written.iter().map(|server| self.pool_server(server.get_ref())).collect();
         self.once("the server", written.iter().map(|server| &server.get_ref().address));
-        self.once("the server name", written.iter().filter_map(|server| server.get_ref().name.as_ref()));
+        let names = || written.iter().filter_map(|server| server.get_ref().name.as_ref());
+        self.once("the server name", names());
+        let unnamed = written.iter().map(Spanned::get_ref).filter(|server| server.name.is_none());
+        let addresses: BTreeSet<String> = unnamed.map(|server| server.address.get_ref().to_string()).collect();
+        for name in names().filter(|name| addresses.contains(name.get_ref())) {
+            self.fault(&name.span(), format!("the server name {} is another server's address", name.get_ref()));
+        }
         if servers.iter().all(|server| server.weight == 0) && !servers.is_empty() {
             self.fault(&pool.servers.span(), "the weights sum to zero, so no server is ever used; give one a weight");
         }
@@ -119,9 +125,7 @@ impl Compiler<'_> {
         Settings {
             name: name.into(),
             servers,
-            balance: match pool.balance {
-                super::Balance::RoundRobin => Balance::RoundRobin,
-            },
+            balance: pool.balance,
             host: host.map(|host| host.get_ref().as_str().into()),
             path_prefix: prefix.into(),
             health: self.health(pool.engine, &pool.health),
@@ -240,10 +244,7 @@ impl Compiler<'_> {
             host: route.host.as_ref().map(|host| HostPattern::new(host.get_ref())),
             path: PathPattern::new(route.path.get_ref()),
             methods,
-            auth: match route.auth {
-                super::Auth::Key => Auth::Key,
-                super::Auth::None => Auth::None,
-            },
+            auth: route.auth,
             target,
             strip_prefix: prefix.filter(|prefix| !prefix.is_empty()).map(Into::into),
         }
@@ -257,8 +258,9 @@ impl Compiler<'_> {
         }
         let Some(prefix) = &route.strip_prefix else { return };
         self.path("strip_prefix", prefix);
-        if !path.starts_with(prefix.get_ref().as_str()) {
-            let message = format!("`strip_prefix` is not what the route's path begins with, which is {path:?}");
+        let rest = path.strip_prefix(prefix.get_ref().trim_end_matches('/'));
+        if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '*'])) {
+            let message = format!("`strip_prefix` must be the first segments of the route's path, which is {path:?}");
             self.fault(&prefix.span(), message);
         }
     }
@@ -282,11 +284,13 @@ impl Compiler<'_> {
         let mut digests: HashMap<key::Digest, Arc<Key>> = HashMap::new();
         let mut names = Vec::new();
         for written in &config.key {
+            let before = self.faults.len();
             let key = Arc::new(self.key(written.get_ref()));
+            let sound = self.faults.len() == before;
             names.push(key.name.clone());
             let lost =
                 config.model.len() < self.declared.models.len() || config.route.len() < self.declared.routes.len();
-            if !lost && self.declared.complete && !admits(&key, models, routes) {
+            if sound && !lost && self.declared.complete && !admits(&key, models, routes) {
                 let message =
                     format!("the key {:?} can ask for nothing: no model and no route by pool admits it", key.name);
                 self.fault(&written.get_ref().name.span(), message);

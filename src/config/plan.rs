@@ -92,3 +92,207 @@ impl Plan {
         if faults.is_empty() { Ok(plan) } else { Err(Faults::from(faults)) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::source::tests::Folder;
+
+    const A: &str = "0011223344556677001122334455667700112233445566770011223344556677";
+    const B: &str = "8899aabbccddeeff8899aabbccddeeff8899aabbccddeeff8899aabbccddeeff";
+    /// A pool `p` and a model `m` on it, beside which the cases stand.
+    const REST: &str = "\n[pool.p]\nservers = [\"a:1\"]\n[model.m]\npool = \"p\"\n";
+
+    /// What is wrong with these files, `main` and `more`, one line a fault.
+    fn faults_of(main: &str, more: &str) -> Vec<String> {
+        let folder = Folder::new(&[("main", main), ("more", more)]);
+        let (plan, faults) = compile(folder.load("main"));
+        let folder = plan.files[0].parent().expect("a folder").display().to_string();
+        Faults::from(faults).to_string().replace(&format!("{folder}/"), "").lines().map(str::to_owned).collect()
+    }
+
+    fn faults(text: &str) -> Vec<String> {
+        faults_of(&format!("{text}{REST}"), "")
+    }
+
+    fn key(lines: &str) -> String {
+        format!("[[key]]\nname = \"k\"\nsha256 = \"{A}\"\n{lines}")
+    }
+
+    #[test]
+    fn what_is_in_itself_right_and_together_wrong_is_said_where_it_stands() {
+        let cases: &[(&str, &[&str])] = &[
+            ("", &[]),
+            // listeners
+            (
+                "[server]\nlisten = [\"127.0.0.1:1\", \"127.0.0.1:1\"]",
+                &["main:2:26: the listener 127.0.0.1:1 stands twice, first at main:2:11"],
+            ),
+            (
+                "[server]\nlisten = [\"unix:/a\"]\n[admin]\nlisten = \"unix:/a\"",
+                &["main:4:10: the listener unix:/a stands twice, first at main:2:11"],
+            ),
+            (
+                "[server]\nlisten = [\"127.0.0.1:9180\"]",
+                &["main:2:11: the listener 127.0.0.1:9180 stands twice; the other is a default"],
+            ),
+            ("[server]\nlisten = [\"127.0.0.1:0\", \"127.0.0.1:0\"]", &[]),
+            // pools
+            (
+                "[pool.x]\nservers = [\"a:1\", \"b:1\", { address = \"a:1\" }]",
+                &["main:2:38: the server a:1 stands twice, first at main:2:12"],
+            ),
+            (
+                "[pool.x]\nservers = [{ address = \"a:1\", name = \"g\" }, { address = \"b:1\", name = \"g\" }]",
+                &["main:2:71: the server name g stands twice, first at main:2:38"],
+            ),
+            (
+                "[pool.x]\nservers = [{ address = \"a:1\", name = \"b:1\" }, \"b:1\"]",
+                &["main:2:38: the server name b:1 is another server's address"],
+            ),
+            ("[pool.x]\nservers = [{ address = \"a:1\", name = \"a:1\" }, \"b:1\"]", &[]),
+            (
+                "[pool.x]\nservers = [{ address = \"a:1\", name = \"\" }]",
+                &["main:2:38: a server's name is empty; leave it out to name the server by its address"],
+            ),
+            (
+                "[pool.x]\nservers = [{ address = \"a:1\", weight = 0 }, { address = \"b:1\", weight = 0 }]",
+                &["main:2:11: the weights sum to zero, so no server is ever used; give one a weight"],
+            ),
+            ("[pool.x]\nservers = [{ address = \"a:1\", weight = 0 }, { address = \"b:1\", backup = true }]", &[]),
+            (
+                "[pool.x]\nservers = [\"a:1\"]\nhost = \"a b\"\npath_prefix = \"api\"\nhealth.path = \"/a?b\"",
+                &[
+                    "main:3:8: `host` is not a host; write such as \"api.example.com\"",
+                    "main:4:15: `path_prefix` must begin with a slash; write \"/api\"",
+                    "main:5:15: `path` is not a path: white space, `?` and `#` cannot be in it",
+                ],
+            ),
+            ("[pool.x]\nservers = [\"a:1\"]\nhost = \"\"\npath_prefix = \"/\"\nhealth.path = \"\"", &[]),
+            // models
+            ("[model.x]\npool = \"pp\"", &["main:2:8: no pool is called \"pp\"; did you mean `p`?"]),
+            ("[model.x]\npool = \"zebra\"", &["main:2:8: no pool is called \"zebra\"; write `p`"]),
+            (
+                "[model.\"a*b\"]\npool = \"p\"\n[model.\"\"]\npool = \"p\"",
+                &[
+                    "main:1:8: a model's name must not be empty and may have a `*` at its end only",
+                    "main:3:8: a model's name must not be empty and may have a `*` at its end only",
+                ],
+            ),
+            ("[model.\"*\"]\npool = \"p\"", &[]),
+            // routes
+            (
+                "[[route]]\nname = \"r\"\npath = \"/*\"",
+                &["main:1:1: the route has neither `by` nor `pool`; write `by = \"model\"` or `pool = \"NAME\"`"],
+            ),
+            (
+                "[[route]]\nname = \"r\"\npath = \"/*\"\nby = \"model\"\npool = \"p\"",
+                &["main:1:1: the route has both `by` and `pool`; write `by = \"model\"` or `pool = \"NAME\"`"],
+            ),
+            (
+                "[[route]]\nname = \"r\"\npath = \"x\"\npool = \"q\"",
+                &[
+                    "main:3:8: `path` must begin with a slash; write \"/x\"",
+                    "main:4:8: no pool is called \"q\"; write `p`",
+                ],
+            ),
+            (
+                "[[route]]\nname = \"r\"\npath = \"/*/x\"\npool = \"p\"",
+                &["main:3:8: `path` may have one `*`, at its end"],
+            ),
+            (
+                "[[route]]\nname = \"r\"\npath = \"/a/*\"\npool = \"p\"\nstrip_prefix = \"/b\"",
+                &["main:5:16: `strip_prefix` must be the first segments of the route's path, which is \"/a/*\""],
+            ),
+            (
+                "[[route]]\nname = \"r\"\npath = \"/abc/*\"\npool = \"p\"\nstrip_prefix = \"/a\"",
+                &["main:5:16: `strip_prefix` must be the first segments of the route's path, which is \"/abc/*\""],
+            ),
+            ("[[route]]\nname = \"r\"\npath = \"/a/*\"\npool = \"p\"\nstrip_prefix = \"/a/\"", &[]),
+            (
+                "[[route]]\nname = \"r\"\npath = \"/a\"\npool = \"p\"\nhost = \"a.example:80\"",
+                &["main:5:8: `host` is not a host; write \"api.example.com\" or \"*.example.com\", without a port"],
+            ),
+            (
+                "[[route]]\nname = \"r\"\npath = \"/a\"\npool = \"p\"\nhost = \"[::1]\"\nmethods = [\"get\", \"FETCH\"]",
+                &[
+                    "main:6:12: \"get\" is not a method; did you mean `GET`?",
+                    "main:6:19: \"FETCH\" is not a method; did you mean `PATCH`?",
+                ],
+            ),
+            (
+                "[[route]]\nname = \"r\"\npath = \"/a\"\npool = \"p\"\n[[route]]\nname = \"r\"\npath = \"/b\"\nby = \"model\"",
+                &["main:6:8: the route r stands twice, first at main:2:8"],
+            ),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(faults(text), *expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_leads_nowhere_is_said() {
+        let nothing = "main:2:8: the key \"k\" can ask for nothing: no model and no route by pool admits it";
+        let route = |lines: &str| format!("\n[[route]]\nname = \"chat\"\npath = \"/v1/*\"\n{lines}");
+        let cases = [
+            (key("models = [\"*\"]"), vec![]),
+            (key(""), vec![nothing]),
+            (key("models = [\"n\"]"), vec![nothing]),
+            (key("models = [\"*\"]\nroutes = []"), vec![nothing]),
+            (key("models = [\"n\"]\ndisabled = true"), vec![nothing]),
+            (key("") + &route("pool = \"p\""), vec![]),
+            (key("models = [\"*\"]\nroutes = [\"chat\"]") + &route("by = \"model\""), vec![]),
+            // What is wrong with the key itself is said alone.
+            (key("models = [\"[\"]"), vec!["main:4:11: \"[\" is not a glob: invalid range pattern"]),
+            (
+                key("models = [\"*\"]\nroutes = [\"chta\"]") + &route("by = \"model\""),
+                vec!["main:5:11: no route is called \"chta\"; did you mean `chat`?"],
+            ),
+            (
+                format!("[[key]]\nname = \"\"\nsha256 = \"{B}\"\nmodels = [\"m\"]"),
+                vec!["main:2:8: a key's name is empty; it shows in logs and metrics in the secret's place"],
+            ),
+            (
+                format!("{}\n{}", key("models = [\"*\"]"), key("models = [\"m\"]").replace(A, B)),
+                vec!["main:6:8: the key k stands twice, first at main:2:8"],
+            ),
+            (
+                format!("{}\n{}", key("models = [\"*\"]"), key("models = [\"m\"]").replace("\"k\"", "\"l\"")),
+                vec!["main:7:10: the key \"k\" has the same secret"],
+            ),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(faults(&text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn names_are_known_over_all_files_and_doubles_too() {
+        let main = format!("include = [\"more\"]\n{}{REST}", key("models = [\"*\"]\nroutes = [\"r\"]"));
+        let more = format!(
+            "[[route]]\nname = \"r\"\npath = \"/*\"\npool = \"q\"\n[pool.q]\nservers = [\"a:1\"]\n[model.n]\npool = \"p\"\n{}",
+            key("models = [\"n\"]")
+        );
+        assert_eq!(
+            faults_of(&main, &more),
+            ["more:10:8: the key k stands twice, first at main:3:8", "more:11:10: the key \"k\" has the same secret",]
+        );
+    }
+
+    #[test]
+    fn what_refers_to_something_faulty_is_not_a_fault_of_its_own() {
+        let text =
+            "[pool.x]\nservers = []\n[model.y]\npool = \"x\"\n[[route]]\nname = \"r\"\npath = \"/*\"\npool = \"x\"";
+        assert_eq!(faults(text), ["main:2:11: the list is empty; at least one entry is needed"]);
+        let hidden =
+            format!("include = [\"none\"]\n[model.y]\npool = \"elsewhere\"\n{}{REST}", key("routes = [\"elsewhere\"]"));
+        assert_eq!(faults_of(&hidden, ""), ["main:1:12: none does not exist"]);
+    }
+
+    #[test]
+    fn a_file_without_a_pool_serves_nothing() {
+        let said = "no pool is defined, so nothing could be served; add [pool.NAME] with its servers";
+        assert_eq!(faults_of("", ""), [said]);
+        assert_eq!(faults_of("[log]\nlevel = \"debug\"", ""), [said]);
+    }
+}

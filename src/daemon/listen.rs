@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
@@ -28,15 +29,21 @@ pub struct Bound {
 /// # Errors
 /// A line that names the address and says what is wrong with it.
 pub fn bind(all: &[Listen]) -> Result<Vec<Bound>, String> {
-    let each = all.iter().map(|listen| {
+    let mut bound: Vec<Bound> = Vec::new();
+    for listen in all {
         let socket = match listen {
             Listen::Tcp(address) => tcp(*address),
             Listen::Unix(path) => unix(path),
         };
-        let socket = socket.and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
-        socket.map(|socket| Bound { listen: listen.clone(), socket }).map_err(|e| refused(listen, &e))
-    });
-    each.collect()
+        match socket.and_then(|socket| socket.set_nonblocking(true).map(|()| socket)) {
+            Ok(socket) => bound.push(Bound { listen: listen.clone(), socket }),
+            Err(e) => {
+                bound.iter().for_each(|bound| remove(&bound.listen));
+                return Err(refused(listen, &e));
+            }
+        }
+    }
+    Ok(bound)
 }
 
 /// The address of a TCP socket: with port 0, the one that the system chose.
@@ -62,8 +69,9 @@ fn tcp(address: SocketAddr) -> io::Result<Socket> {
 }
 
 fn unix(path: &Path) -> io::Result<Socket> {
-    // A file that nobody listens on is left over from a crash.
-    if UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
+    // A socket that nobody listens on is left over from a crash. To connect to any other file is refused as well.
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+    if is_socket && UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
         fs::remove_file(path)?;
     }
     Ok(Socket::from(OwnedFd::from(UnixListener::bind(path)?)))

@@ -2,6 +2,7 @@
 //!
 //! The questions are pingora-load-balancing's; when to ask, how long to wait in all, and what an answer means is ours.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,6 +10,7 @@ use pingora::protocols::l4::socket::SocketAddr as PeerAddr;
 use pingora::{Error, ErrorType};
 use pingora_load_balancing::Backend;
 use pingora_load_balancing::health_check::{HealthCheck, HttpHealthCheck, TcpHealthCheck};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -23,7 +25,11 @@ const STATUS: &str = "ProbeStatus";
 
 /// The probes of all servers of all pools; they end when this is dropped.
 #[derive(Debug)]
-pub struct Probes(#[expect(dead_code, reason = "held for its drop, which ends the tasks")] JoinSet<()>);
+pub struct Probes {
+    _tasks: JoinSet<()>,
+    /// Ends when every server that is waited for has been probed.
+    first: mpsc::Receiver<Infallible>,
+}
 
 // === impl Probes ===
 
@@ -31,24 +37,32 @@ impl Probes {
     /// Begins to probe.
     #[must_use]
     pub fn start(live: &Live) -> Self {
+        let (waited, first) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
         for pool in live.pools() {
-            let check: Arc<Option<Box<dyn HealthCheck + Send + Sync>>> = Arc::new(check(&pool.settings));
-            for place in 0..pool.servers.len() {
-                tasks.spawn(watch(pool.clone(), place, check.clone()));
+            let check: SharedCheck = Arc::new(check(&pool.settings));
+            let waited = (!pool.is_usable()).then_some(&waited);
+            for (place, server) in pool.servers.iter().enumerate() {
+                let waited = waited.filter(|_| !server.is_probed()).cloned();
+                tasks.spawn(watch(pool.clone(), place, check.clone(), waited));
             }
         }
-        Self(tasks)
+        Self { _tasks: tasks, first }
+    }
+
+    /// Waits until the pools that were of no use at the start have been probed: at most twice the longest time-out of a probe.
+    pub async fn first_round(&mut self) {
+        while self.first.recv().await.is_some() {}
     }
 }
 
 type SharedCheck = Arc<Option<Box<dyn HealthCheck + Send + Sync>>>;
 
-/// Probes one server for ever.
-async fn watch(pool: Arc<Pool>, place: usize, check: SharedCheck) {
+/// Probes one server for ever. Gives up `waited` when it has been probed.
+async fn watch(pool: Arc<Pool>, place: usize, check: SharedCheck, waited: Option<mpsc::Sender<Infallible>>) {
     let Health { interval: every, timeout: limit, rules, port, .. } = pool.settings.health;
     let (server, name) = (&pool.servers[place], &pool.settings.servers[place].name);
-    let mut resolver = Resolver::default();
+    let (mut resolver, mut waited) = (Resolver::default(), waited);
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -63,6 +77,7 @@ async fn watch(pool: Arc<Pool>, place: usize, check: SharedCheck) {
             let level = if change.to == State::Down { log::Level::Warn } else { log::Level::Info };
             log::log!(level, "server {pool}/{name} is {to} (was {from}): {}", change.why);
         }
+        drop(waited.take());
     }
 }
 
@@ -82,11 +97,13 @@ async fn probe(
         address.set_port(port);
     }
     let backend = Backend { addr: PeerAddr::Inet(address), weight: 1, ext: Default::default() };
-    match timeout(limit, check.check(&backend)).await {
+    let probed = match timeout(limit, check.check(&backend)).await {
         Ok(Ok(())) => Probed::Alive,
         Ok(Err(e)) => failed(&e),
         Err(_) => Probed::Failed(format!("no answer to the probe in {} s", limit.as_secs_f32())),
-    }
+    };
+    resolver.failed = matches!(probed, Probed::Failed(_));
+    probed
 }
 
 fn failed(e: &Error) -> Probed {
@@ -94,28 +111,25 @@ fn failed(e: &Error) -> Probed {
         ErrorType::CustomCode(STATUS, status @ (401 | 403 | 429)) => return Probed::Refused(*status),
         ErrorType::CustomCode(STATUS, status) => format!("the probe was answered with {status}"),
         ErrorType::ConnectRefused => "connection refused".to_owned(),
-        ErrorType::ConnectTimedout => "connect timed out".to_owned(),
         ErrorType::ConnectNoRoute => "no route to it".to_owned(),
         ErrorType::ConnectionClosed => "it closed the probe's connection".to_owned(),
-        ErrorType::ReadTimedout => "it was silent to the probe".to_owned(),
         other => format!("the probe failed: {}", other.as_str()),
     };
     Probed::Failed(why)
 }
 
-/// The question for a pool's servers. `None` if it cannot be put.
+/// The question for a pool's servers, without time-outs of its own. `None` if it cannot be put.
 fn check(settings: &Settings) -> Option<Box<dyn HealthCheck + Send + Sync>> {
-    let limit = Some(settings.health.timeout);
     match &settings.health.check {
         Check::Tcp => {
             let mut check = TcpHealthCheck::new();
-            check.peer_template.options.connection_timeout = limit;
+            check.peer_template.options.connection_timeout = None;
             Some(check)
         }
         Check::Http(path) => {
             let mut check = HttpHealthCheck::new("forebay", false);
-            check.peer_template.options.connection_timeout = limit;
-            check.peer_template.options.read_timeout = limit;
+            check.peer_template.options.connection_timeout = None;
+            check.peer_template.options.read_timeout = None;
             check.req.set_uri(path.parse().ok()?);
             if let Some(host) = &settings.host {
                 check.req.insert_header("host", &**host).ok()?;

@@ -24,6 +24,7 @@ pub struct Reloader {
     current: Arc<Current>,
     observer: Arc<Observer>,
     state: Mutex<Reloaded>,
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// How the last reload went, with the probes of what it put in force.
@@ -46,7 +47,7 @@ impl Reloader {
         let at = SystemTime::now();
         observer.metrics.reloaded(true, seconds(at));
         let state = Mutex::new(Reloaded { at, faults: vec![], probes: None });
-        Self { path, environment, current, observer, state }
+        Self { path, environment, current, observer, state, turn: tokio::sync::Mutex::default() }
     }
 
     /// Begins to probe what is in force. To be called inside the runtime.
@@ -56,29 +57,28 @@ impl Reloader {
 
     /// Reads the files and puts them in force for all requests from now on. Requests under way keep what they began with.
     ///
+    /// A pool that is new is probed first, so that a model that moves to it is served without a gap.
+    ///
     /// # Errors
     /// Every fault there is; then nothing has changed.
-    pub fn reload(&self) -> Result<(), Faults> {
-        let mut state = self.state.lock(); // one at a time
+    pub async fn reload(&self) -> Result<(), Faults> {
+        let _turn = self.turn.lock().await; // one at a time
         let plan = Plan::load(&self.path, &self.environment);
-        state.at = SystemTime::now();
-        self.observer.metrics.count_reload(plan.is_ok());
-        self.observer.metrics.reloaded(plan.is_ok(), seconds(state.at));
-        match plan {
+        let faults = plan.as_ref().err().map_or(vec![], |faults| faults.iter().map(ToString::to_string).collect());
+        faults.iter().for_each(|fault| log::error!("not reloaded: {fault}"));
+        let reloaded = match plan {
             Ok(plan) => {
-                state.faults.clear();
-                self.put_in_force(plan, &mut state);
+                self.put_in_force(plan).await;
                 log::info!("configuration reloaded");
                 Ok(())
             }
-            Err(faults) => {
-                state.faults = faults.iter().map(|fault| fault.to_string()).collect();
-                for fault in &state.faults {
-                    log::error!("not reloaded: {fault}");
-                }
-                Err(faults)
-            }
-        }
+            Err(faults) => Err(faults),
+        };
+        let mut state = self.state.lock();
+        (state.at, state.faults) = (SystemTime::now(), faults);
+        self.observer.metrics.count_reload(reloaded.is_ok()); // what is counted is in force
+        self.observer.metrics.reloaded(reloaded.is_ok(), seconds(state.at));
+        reloaded
     }
 
     /// The files, when they were last read, and what was wrong with them.
@@ -89,7 +89,7 @@ impl Reloader {
         json!({"files": files, "last_reload": crate::admin::time(state.at), "faults": state.faults})
     }
 
-    fn put_in_force(&self, plan: Plan, state: &mut Reloaded) {
+    async fn put_in_force(&self, plan: Plan) {
         let former = self.current.live();
         let (old, new) = (&former.plan, &plan);
         if (&old.server.listen, old.server.threads, old.server.upstream_idle, &old.admin.listen)
@@ -97,11 +97,13 @@ impl Reloader {
         {
             log::warn!("{FIXED}");
         }
-        log::set_max_level(plan.log.level);
-        self.observer.set_access_log(plan.log.access);
         let live = Live::new(plan, Some(&former));
-        state.probes = Some(Probes::start(&live));
+        let mut probes = Probes::start(&live);
+        probes.first_round().await;
+        log::set_max_level(live.plan.log.level);
+        self.observer.set_access_log(live.plan.log.access);
         self.current.replace(live);
+        self.state.lock().probes = Some(probes);
     }
 }
 

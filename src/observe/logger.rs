@@ -20,11 +20,11 @@ impl Logger {
 }
 
 impl Log for Logger {
-    /// What the framework warns of is mostly what we told it; what it fails at is not.
+    /// What the framework warns of is mostly what we told it; what it fails at is not. Below that Pingora 0.9.1 shows whole
+    /// headers, with the secrets in them.
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with("forebay")
-            || metadata.level() == Level::Error
-            || log::max_level() >= LevelFilter::Debug
+        let framework = if log::max_level() >= LevelFilter::Debug { Level::Warn } else { Level::Error };
+        metadata.target().starts_with("forebay") || metadata.level() <= framework
     }
 
     fn log(&self, record: &Record<'_>) {

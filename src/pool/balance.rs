@@ -5,11 +5,14 @@ pub mod round_robin;
 use std::fmt;
 
 use round_robin::RoundRobin;
+use serde::Deserialize;
 
 /// The rule that picks a server, by its name in the configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Balance {
     /// Smooth and weighted.
+    #[default]
     RoundRobin,
 }
 

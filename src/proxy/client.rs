@@ -9,13 +9,14 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::Stream;
+use futures::task::AtomicWaker;
 use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use parking_lot::Mutex;
@@ -66,6 +67,8 @@ pub struct Client {
     body: Body,
     /// The whole body was given to this attempt.
     given: bool,
+    /// Pieces of a streamed body that the engine has not taken yet.
+    lent: Arc<Lent>,
     clock: Clock,
     shared: Arc<Shared>,
 }
@@ -77,13 +80,26 @@ struct Clock {
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
+/// Counts the pieces of a body that are on their way to the engine.
+#[derive(Default)]
+struct Lent {
+    pieces: AtomicUsize,
+    waker: AtomicWaker,
+}
+
+/// A piece of a body that tells when it has been sent: then it is dropped.
+struct Piece {
+    bytes: Bytes,
+    lent: Arc<Lent>,
+}
+
 /// Puts a [`Client`] in the session's place.
 pub fn wrap(session: &mut Session, body: Body, first_byte: Option<Duration>, shared: Arc<Shared>) -> Result<()> {
     let placeholder = Box::new(ServerSession::new_custom(Box::new(())));
     let mut real = std::mem::replace(&mut session.downstream_session, placeholder);
     let framed = if let Body::Whole(body) = &body { frame(real.req_header_mut(), body.len()) } else { Ok(()) };
     let clock = Clock { limit: first_byte, at: None, sleep: None };
-    let client = Client { real: Some(real), body, given: false, clock, shared };
+    let client = Client { real: Some(real), body, given: false, lent: Arc::default(), clock, shared };
     *session.downstream_session = ServerSession::new_custom(Box::new(client));
     framed
 }
@@ -132,6 +148,36 @@ impl Clock {
     }
 }
 
+// === impl Lent ===
+
+impl Lent {
+    /// Pingora's pipe holds four pieces.
+    const MOST: usize = 2;
+
+    fn lend(self: &Arc<Self>, piece: Bytes) -> Bytes {
+        self.pieces.fetch_add(1, Relaxed);
+        Bytes::from_owner(Piece { bytes: piece, lent: self.clone() })
+    }
+
+    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.waker.register(cx.waker()); // before the look, so that no return is missed
+        if self.pieces.load(Acquire) < Self::MOST { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        self.lent.pieces.fetch_sub(1, Release);
+        self.lent.waker.wake();
+    }
+}
+
 // === impl Client ===
 
 impl Drop for Client {
@@ -151,6 +197,28 @@ impl Client {
 
     /// The next piece of a body that streams through.
     async fn streamed(&mut self, silence: Duration, most: u64) -> Result<Option<Bytes>> {
+        self.room().await?;
+        let piece = self.piece(silence, most).await?;
+        Ok(piece.map(|piece| self.lent.lend(piece)))
+    }
+
+    /// Waits until the engine has taken most of what it was given.
+    ///
+    /// While its own pipe to the engine is full, Pingora 0.9.1 polls neither the client nor us: so it is never filled. That a
+    /// client of HTTP/1 leaves with bytes of its body unread is seen only after them.
+    async fn room(&mut self) -> Result<()> {
+        let Self { real, clock, lent, .. } = self;
+        let real = real.as_mut().expect("the real session is there until the drop");
+        let http2 = real.is_http2();
+        tokio::select! {
+            biased;
+            () = poll_fn(|cx| lent.poll_room(cx)) => Ok(()),
+            gone = real.read_body_or_idle(true), if http2 => gone.map(|_| ()),
+            () = poll_fn(|cx| clock.poll(cx)) => Err(Error::new(FIRST_BYTE)),
+        }
+    }
+
+    async fn piece(&mut self, silence: Duration, most: u64) -> Result<Option<Bytes>> {
         let real = self.real.as_mut().expect("the real session is there until the drop");
         let answered = real.response_written().is_some_and(|header| !header.status.is_informational());
         if answered {

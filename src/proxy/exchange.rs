@@ -34,6 +34,8 @@ pub struct Exchange {
     pub answer: Answer,
     /// What its [`super::client::Client`] shares with it.
     pub shared: Arc<Shared>,
+    /// Whether it is counted and logged: a load balancer's look at our health is no client's request.
+    pub recorded: bool,
 }
 
 /// What a request was admitted to: each found by the one before.
@@ -127,6 +129,7 @@ impl Exchange {
                 code: "",
             },
             shared: Arc::default(),
+            recorded: true,
         }
     }
 
@@ -189,12 +192,6 @@ impl Way {
         self.lease.as_ref()
     }
 
-    /// Whether an attempt was ever made.
-    #[must_use]
-    pub fn has_begun(&self) -> bool {
-        !self.tried.is_empty()
-    }
-
     /// The attempt under way failed before its answer began. Whether to go on.
     pub fn fails(&mut self, failure: Failure, pool: &Pool) -> bool {
         let tries = Tries {
@@ -223,6 +220,12 @@ impl Way {
                 lease.server.failed();
             }
         }
+    }
+
+    /// The server of the attempt under way, as people know it.
+    #[must_use]
+    pub fn server<'p>(&self, pool: &'p Pool) -> &'p str {
+        self.tried.last().map_or("", |place| &pool.settings.servers[*place].name)
     }
 
     fn attempts(&self, pool: &Pool) -> Vec<Attempt> {

@@ -8,6 +8,7 @@ use http::header::{
     CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, FORWARDED, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
     VIA,
 };
+use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Uri, Version};
 use ipnet::IpNet;
 use pingora::Result;
@@ -75,6 +76,10 @@ pub fn check(header: &RequestHeader, raw: Option<&[u8]>) -> Result<(), Rejection
         if header.version == Version::HTTP_11 && !header.headers.contains_key(HOST) {
             return Err(Rejection::Malformed("it has no `Host`"));
         }
+    }
+    let host = header.headers.get(HOST).filter(|host| !host.is_empty());
+    if host.is_some_and(|host| Authority::try_from(host.as_bytes()).is_err()) {
+        return Err(Rejection::Malformed("its `Host` is not a host"));
     }
     if header.headers.get_all(HOST).iter().nth(1).is_some() {
         return Err(Rejection::Malformed("it has more than one `Host`"));
@@ -190,7 +195,14 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 // === what passes ===
 
 /// Makes the header that an engine gets out of the client's. Pingora has taken the hop-by-hop fields off.
-pub fn to_engine(header: &mut RequestHeader, identity: &Identity, host: Option<&str>, credentials: bool) -> Result<()> {
+/// `via`: how it came to us.
+pub fn to_engine(
+    header: &mut RequestHeader,
+    identity: &Identity,
+    via: Version,
+    host: Option<&str>,
+    credentials: bool,
+) -> Result<()> {
     let asked = header.headers.get(HOST).cloned().filter(|host| !host.is_empty());
     header.insert_header(REQUEST_ID, &identity.request_id)?;
     if !identity.trusted {
@@ -201,7 +213,7 @@ pub fn to_engine(header: &mut RequestHeader, identity: &Identity, host: Option<&
     if let Some(peer) = identity.peer {
         append(header, FORWARDED_FOR, &peer.to_string())?;
     }
-    append(header, VIA, if header.version == Version::HTTP_2 { "2 forebay" } else { "1.1 forebay" })?;
+    append(header, VIA, if via == Version::HTTP_2 { "2 forebay" } else { "1.1 forebay" })?;
     if !header.headers.contains_key(FORWARDED_PROTO) {
         header.insert_header(FORWARDED_PROTO, "http")?;
     }
@@ -209,7 +221,7 @@ pub fn to_engine(header: &mut RequestHeader, identity: &Identity, host: Option<&
         header.insert_header(FORWARDED_HOST, asked)?;
     }
     if !credentials {
-        for name in CREDENTIALS {
+        for name in &CREDENTIALS {
             header.remove_header(name);
         }
     }
@@ -351,7 +363,7 @@ mod tests {
             ("10.0.0.1", ["1.1.1.1, 10.0.0.1", "https", "public.example", "1.1 front, 1.1 forebay"]),
         ] {
             let mut header = request(&claims);
-            to_engine(&mut header, &identity(&claims, peer), Some("engine.local"), false).unwrap();
+            to_engine(&mut header, &identity(&claims, peer), Version::HTTP_11, Some("engine.local"), false).unwrap();
             let names = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "via"];
             for (name, value) in names.into_iter().zip(expected) {
                 assert_eq!(header.headers[name], value, "{name} by {peer}");

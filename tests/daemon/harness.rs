@@ -76,10 +76,18 @@ pub(crate) fn forebay(arguments: &[&str]) -> Said {
 /// Runs a command to its end, with these variables.
 pub(crate) fn with_environment(arguments: &[&str], environment: &[(&str, &str)]) -> Said {
     let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
-    let out = command.args(arguments).envs(environment.iter().copied()).stdin(Stdio::null()).output();
-    let out = out.expect("the binary runs");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    Said { code: out.status.code(), stdout: text(out.stdout), stderr: text(out.stderr) }
+    command.args(arguments).envs(environment.iter().copied()).stdin(Stdio::null());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let mut process = Process { child, said: Arc::default() };
+    let (mut stdout, mut stderr) = (process.child.stdout.take(), process.child.stderr.take());
+    let status = until(format!("{arguments:?} ends"), || process.child.try_wait().expect("a child")); // says little: a pipe holds it
+    let text = |out: &mut dyn Read| {
+        let mut text = String::new();
+        out.read_to_string(&mut text).expect("UTF-8");
+        text
+    };
+    let (stdout, stderr) = (text(stdout.as_mut().expect("piped")), text(stderr.as_mut().expect("piped")));
+    Said { code: status.code(), stdout, stderr }
 }
 
 // === impl Folder ===
@@ -174,8 +182,13 @@ impl Forebay {
 
     /// A daemon that serves, with its configuration in this folder.
     pub(crate) fn start_in(folder: Folder, configuration: &Configuration) -> Self {
-        let file = folder.write("forebay.toml", &configuration.to_string());
-        let process = Process::start(&["run", "-c", &file], false);
+        folder.write("forebay.toml", &configuration.to_string());
+        Self::start_with(folder, "forebay.toml")
+    }
+
+    /// A daemon that serves by this file of the folder.
+    pub(crate) fn start_with(folder: Folder, name: &str) -> Self {
+        let process = Process::start(&["run", "-c", &folder.path(name)], false);
         let mut forebay = Self { process, folder, listens: vec![] };
         until("forebay serves", || {
             let said = forebay.log();
@@ -183,14 +196,20 @@ impl Forebay {
             said.contains(" serves\"").then_some(())
         });
         let listens = forebay.messages().into_iter();
-        forebay.listens =
-            listens.filter_map(|said| said.strip_prefix("listening on ").map(str::to_owned)).collect();
+        forebay.listens = listens.filter_map(|said| said.strip_prefix("listening on ").map(str::to_owned)).collect();
         forebay
     }
 
     /// A daemon whose servers have all been probed, one of them up at least.
     pub(crate) fn ready(configuration: &Configuration) -> Self {
         let forebay = Self::start(configuration);
+        forebay.until_ready();
+        forebay
+    }
+
+    /// The same by this file of the folder.
+    pub(crate) fn ready_with(folder: Folder, name: &str) -> Self {
+        let forebay = Self::start_with(folder, name);
         forebay.until_ready();
         forebay
     }
@@ -248,7 +267,8 @@ impl Forebay {
     /// The messages of its log so far.
     pub(crate) fn messages(&self) -> Vec<String> {
         let said = self.log();
-        let lines = said.lines().map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{e}: {line}")));
+        let lines =
+            said.lines().map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{e}: {line}")));
         lines.filter_map(|line| line["message"].as_str().map(str::to_owned)).collect()
     }
 

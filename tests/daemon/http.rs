@@ -31,7 +31,8 @@ pub(crate) struct Answer {
 
 /// The body of a chat request.
 pub(crate) fn chat(model: &str, content: &str, stream: bool) -> String {
-    serde_json::json!({"model": model, "messages": [{"role": "user", "content": content}], "stream": stream}).to_string()
+    serde_json::json!({"model": model, "messages": [{"role": "user", "content": content}], "stream": stream})
+        .to_string()
 }
 
 /// As many words, which the stand-in engine repeats, one a token.
@@ -76,7 +77,8 @@ impl Client {
         let more: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
         let length = body.len();
         self.write(
-            format!("{method} {path} HTTP/1.1\r\nhost: forebay\r\n{more}content-length: {length}\r\n\r\n{body}").as_bytes(),
+            format!("{method} {path} HTTP/1.1\r\nhost: forebay\r\n{more}content-length: {length}\r\n\r\n{body}")
+                .as_bytes(),
         )
     }
 

@@ -1,1 +1,14 @@
-//! x
+//! The proxy in this process, between real sockets: stub engines behind it, HTTP/1.1 and HTTP/2 clients before it.
+
+#![expect(clippy::unwrap_used, reason = "what fails here fails a test")]
+
+mod balance;
+mod bodies;
+mod broken;
+mod cancel;
+mod client;
+mod forwarding;
+mod harness;
+mod refusals;
+mod streaming;
+mod upstream;

@@ -1,0 +1,337 @@
+//! How a configuration is changed under way, without a request that fails for it.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use serde_json::json;
+
+use crate::configuration::{Configuration, SECRET};
+use crate::harness::{Engine, Folder, Forebay, until};
+use crate::http::{Client, canned};
+
+#[test]
+fn a_reload_puts_models_keys_and_pools_in_force_at_once() {
+    let (first, second) = (Engine::start("first", &[]), Engine::start("second", &[]));
+    let before = Configuration::empty().pool("p", &[&first.address], "").model("old", "p").key("a", SECRET, "[\"*\"]");
+    let forebay = Forebay::ready(&before);
+    let mut kept = forebay.client();
+    assert_eq!(kept.chat("old").expect("an answer").headers["x-engine"], "first");
+    assert_eq!(kept.chat("new").expect("an answer").status, 404);
+    let after = Configuration::empty()
+        .pool("p", &[&first.address], "")
+        .pool("q", &[&second.address], "")
+        .model("new", "q")
+        .key("a", SECRET, "[\"*\"]")
+        .key("b", "fb-another", "[\"*\"]");
+    forebay.rewrite(&after);
+    forebay.reload();
+    forebay.until_said("configuration reloaded");
+    assert_eq!(kept.chat("old").expect("an answer").status, 404, "on a connection from before");
+    until("the new server was probed", || (forebay.server("q", 0)["state"] == "up").then_some(()));
+    let answer = kept.chat("new").expect("an answer");
+    assert_eq!((answer.status, &*answer.headers["x-engine"]), (200, "second"));
+    assert_eq!(forebay.client().chat_as("fb-another", "new").expect("an answer").status, 200);
+}
+
+#[test]
+fn the_next_request_of_a_removed_key_is_refused() {
+    let engine = Engine::start("e", &[]);
+    let base =
+        Configuration::empty().pool("p", &[&engine.address], "").model("m", "p").key("other", "fb-other", "[\"*\"]");
+    let forebay = Forebay::ready(&base.clone().key("tester", SECRET, "[\"*\"]"));
+    let mut client = forebay.client();
+    assert_eq!(client.chat("m").expect("an answer").status, 200);
+    forebay.rewrite(&base);
+    forebay.reload();
+    let answer = client.chat("m").expect("an answer");
+    assert_eq!((answer.status, &answer.json()["error"]["code"]), (401, &json!("invalid_api_key")));
+    let disabled = base.more(&format!(
+        "[[key]]\nname = \"tester\"\nsha256 = \"{}\"\nmodels = [\"*\"]\ndisabled = true",
+        crate::configuration::digest(SECRET)
+    ));
+    forebay.rewrite(&disabled);
+    forebay.reload();
+    assert_eq!(forebay.client().chat("m").expect("an answer").status, 401);
+}
+
+#[test]
+fn a_bad_file_changes_nothing_is_told_with_its_position_and_heals() {
+    let engine = Engine::start("e", &[]);
+    let good = Configuration::of(&[&engine.address]);
+    let forebay = Forebay::ready(&good);
+    let successful = "forebay_config_last_reload_successful";
+    let timestamp = "forebay_config_last_reload_success_timestamp_seconds";
+    let (since, started) = (forebay.metric(timestamp), forebay.status()["config"]["last_reload"].clone());
+    assert_eq!(forebay.metric(successful), Some(1.0));
+    forebay.write("forebay.toml", "[server]\nlisen = []\n[pool.p]\nservers = [\"a:1\"]\n[model.m]\npool = \"q\"\n");
+    forebay.reload();
+    let faults = [
+        format!("{}:2:1: unknown key `lisen` in [server]; did you mean `listen`?", forebay.path("forebay.toml")),
+        format!("{}:6:8: no pool is called \"q\"", forebay.path("forebay.toml")),
+    ];
+    for fault in &faults {
+        forebay.until_said(&format!("not reloaded: {fault}"));
+    }
+    let config = forebay.status()["config"].clone();
+    let said: Vec<&str> =
+        config["faults"].as_array().expect("a list").iter().filter_map(|fault| fault.as_str()).collect();
+    assert_eq!(said.len(), 2);
+    assert!(said.iter().zip(&faults).all(|(said, fault)| said.starts_with(fault)), "{said:?}");
+    assert_ne!(config["last_reload"], started);
+    assert_eq!((forebay.metric(successful), forebay.metric(timestamp)), (Some(0.0), since));
+    assert_eq!((forebay.reloads("failure"), forebay.reloads("success")), (1.0, 0.0));
+    assert_eq!(forebay.client().chat("m").expect("an answer").status, 200, "the old one is in force");
+    assert_eq!(forebay.admin("/readyz").status, 200);
+    forebay.rewrite(&good);
+    forebay.reload();
+    assert_eq!(forebay.status()["config"]["faults"], json!([]));
+    assert_eq!(forebay.metric(successful), Some(1.0));
+    assert!(forebay.metric(timestamp) > since);
+}
+
+#[test]
+fn a_file_that_is_gone_changes_nothing() {
+    let engine = Engine::start("e", &[]);
+    let forebay = Forebay::ready(&Configuration::of(&[&engine.address]));
+    std::fs::remove_file(forebay.path("forebay.toml")).expect("a file");
+    forebay.reload();
+    forebay.until_said("cannot be read");
+    assert_eq!(forebay.client().chat("m").expect("an answer").status, 200);
+}
+
+#[test]
+fn an_included_file_is_read_again_too() {
+    let engine = Engine::start("e", &[]);
+    let configuration = Configuration::of(&[&engine.address]).to_string();
+    let folder = Folder::with(&[
+        ("forebay.toml", &format!("include = [\"d/*.toml\"]\n{configuration}")),
+        ("d/a.toml", "[model.x]\npool = \"p\"\n"),
+    ]);
+    let forebay = Forebay::ready_with(folder, "forebay.toml");
+    assert_eq!(forebay.client().chat("x").expect("an answer").status, 200);
+    forebay.write("d/b.toml", "[model.y]\npool = \"p\"\n");
+    forebay.write("d/a.toml", "");
+    forebay.reload();
+    assert_eq!(forebay.client().chat("x").expect("an answer").status, 404);
+    assert_eq!(forebay.client().chat("y").expect("an answer").status, 200);
+    assert_eq!(forebay.status()["config"]["files"].as_array().map(Vec::len), Some(3));
+}
+
+#[test]
+fn a_changed_listener_is_said_to_need_a_restart_and_the_rest_is_in_force() {
+    let engine = Engine::start("e", &[]);
+    let configuration = Configuration::of(&[&engine.address]);
+    let forebay = Forebay::ready(&configuration);
+    forebay.rewrite(&configuration.listen("127.0.0.1:1").model("x", "p"));
+    forebay.reload();
+    forebay.until_said("`[server] listen`");
+    assert_eq!(forebay.client().chat("x").expect("an answer").status, 200);
+}
+
+#[test]
+fn servers_keep_their_state_and_their_counts() {
+    let engine = Engine::start("slow", &["--tokens-per-second", "20"]);
+    let configuration = Configuration::of(&[&engine.address]);
+    let forebay = Forebay::ready(&configuration);
+    let mut client = forebay.client();
+    client.begin_stream("m", 20).expect("a stream");
+    let before = forebay.server("p", 0);
+    // Probes so rare that only what is known from before can make it usable.
+    let name = engine.address.as_str();
+    let rare = Configuration::empty()
+        .pool("p", &[name], "interval = \"1h\"")
+        .model("m*", "p")
+        .key("tester", SECRET, "[\"*\"]");
+    forebay.rewrite(&rare);
+    forebay.reload();
+    let after = forebay.server("p", 0);
+    assert_eq!((&after["state"], &after["since"]), (&json!("up"), &before["since"]));
+    assert_eq!((&after["in_flight"], &after["requests"]), (&json!(1), &json!(1)));
+    assert_eq!(forebay.admin("/startupz").status, 200);
+    assert!(client.end_stream().expect("a whole stream"), "it finishes under the old configuration");
+    until("the lease is given back", || (forebay.server("p", 0)["in_flight"] == 0).then_some(()));
+    assert_eq!(forebay.client().chat("m").expect("an answer").status, 200);
+    assert_eq!(forebay.server("p", 0)["requests"], 2);
+}
+
+#[test]
+fn a_stream_whose_pool_model_and_key_are_removed_is_finished() {
+    let engine = Engine::start("slow", &["--tokens-per-second", "20"]);
+    let forebay = Forebay::ready(&Configuration::of(&[&engine.address]));
+    let mut client = forebay.client();
+    client.begin_stream("m", 20).expect("a stream");
+    forebay
+        .rewrite(&Configuration::empty().pool("q", &[&engine.address], "").model("x", "q").key("k", "fb-k", "[\"x\"]"));
+    forebay.reload();
+    assert!(client.end_stream().expect("a whole stream"));
+    assert_eq!(client.chat("m").expect("an answer").status, 401);
+}
+
+#[test]
+fn a_new_server_is_not_used_before_it_was_probed() {
+    let engine = Engine::start("e", &[]);
+    let forebay = Forebay::ready(&Configuration::of(&[&engine.address]));
+    let silent = canned("");
+    forebay.rewrite(&Configuration::of(&[&engine.address, &silent]));
+    forebay.reload();
+    for _ in 0..20 {
+        assert_eq!(forebay.client().chat("m").expect("an answer").headers["x-engine"], "e");
+    }
+    assert_eq!(forebay.server("p", 1)["requests"], 0);
+}
+
+#[test]
+fn thirty_reloads_under_load_fail_no_request_and_break_no_stream() {
+    let engines: Vec<Engine> =
+        (0..3).map(|n| Engine::start(&format!("e{n}"), &["--tokens-per-second", "200"])).collect();
+    let forebay = Forebay::ready(&shape(&engines, 0));
+    let address = forebay.traffic();
+    let (over, served, streamed) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        let talks: Vec<_> = (0..16)
+            .map(|_| {
+                scope.spawn(|| -> io::Result<()> {
+                    let mut client = Client::connect(address);
+                    while !over.load(Ordering::Relaxed) {
+                        let answer = client.chat("m")?;
+                        assert_eq!(answer.status, 200, "{}", answer.text());
+                        served.fetch_add(1, Ordering::Relaxed);
+                        if answer.closes() {
+                            client = Client::connect(address);
+                        }
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        let streams: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| -> io::Result<()> {
+                    let mut client = Client::connect(address);
+                    while !over.load(Ordering::Relaxed) {
+                        assert_eq!(client.begin_stream("m", 60)?.status, 200);
+                        assert!(client.end_stream()?, "a stream lacks its last event");
+                        streamed.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        for n in 1..=30 {
+            let before = served.load(Ordering::Relaxed);
+            forebay.rewrite(&shape(&engines, n));
+            forebay.reload();
+            let more = || (served.load(Ordering::Relaxed) > before + 5).then_some(());
+            until("requests are served between two reloads", more);
+        }
+        over.store(true, Ordering::Relaxed);
+        for talk in talks.into_iter().chain(streams) {
+            talk.join().expect("no failed request").expect("no broken connection");
+        }
+    });
+    assert_eq!(forebay.reloads("success"), 30.0);
+    assert!(streamed.load(Ordering::Relaxed) > 4);
+    let in_flight = || {
+        let pool = forebay.status()["pools"]["p"]["servers"].as_array().cloned()?;
+        pool.iter().all(|server| server["in_flight"] == 0).then_some(())
+    };
+    until("every lease is given back", in_flight);
+}
+
+#[test]
+fn a_model_that_moves_to_a_new_pool_is_served_without_a_gap() {
+    let engine = Engine::start("e", &[]);
+    let named = |pool: &str| {
+        Configuration::empty().pool(pool, &[&engine.address], "").model("m", pool).key("t", SECRET, "[\"*\"]")
+    };
+    let forebay = Forebay::ready(&named("p"));
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let asked = scope.spawn(|| {
+            let mut refused = 0;
+            while !over.load(Ordering::Relaxed) {
+                refused += usize::from(forebay.client().chat("m").expect("an answer").status != 200);
+            }
+            refused
+        });
+        for n in 0..20 {
+            forebay.rewrite(&named(if n % 2 == 0 { "q" } else { "p" }));
+            forebay.reload();
+        }
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(asked.join().expect("no panic"), 0, "requests refused");
+    });
+}
+
+/// Configurations that differ in servers, their weights and order, in another pool, in keys and in models.
+fn shape(engines: &[Engine], n: usize) -> Configuration {
+    let mut servers: Vec<&str> = engines.iter().map(|engine| &*engine.address).collect();
+    servers.rotate_left(n % 3);
+    servers.truncate(2 + n % 2);
+    let mut configuration = Configuration::of(&servers);
+    if !n.is_multiple_of(4) {
+        configuration = configuration.pool("a-other", &servers[..1], "").model(&format!("x-{n}"), "a-other");
+    }
+    configuration.key("changing", &n.to_string(), "[\"m\"]")
+}
+
+// --- POST /reload ---
+
+#[test]
+fn a_reload_over_tcp_asks_for_the_token() {
+    let engine = Engine::start("e", &[]);
+    let configuration = Configuration::of(&[&engine.address]);
+    let ask = |forebay: &Forebay, headers: &[&str]| {
+        let answer = Client::connect(forebay.admin_address()).ask("POST", "/reload", headers, "");
+        answer.expect("an answer")
+    };
+    let none = Forebay::start(&configuration);
+    let refused = ask(&none, &["authorization: Bearer anything"]);
+    assert_eq!(refused.status, 403);
+    assert!(refused.text().contains("unix socket"), "{}", refused.text());
+    let token = format!("token_sha256 = {:?}", crate::configuration::digest("admin-token"));
+    let forebay = Forebay::start(&configuration.clone().admin(&token));
+    let wrong: &[&[&str]] = &[
+        &[],
+        &["authorization: Bearer wrong"],
+        &["authorization: Bearer "],
+        &["authorization: admin-token"],
+        &["x-api-key: admin-token"],
+        &["authorization: Basic admin-token"],
+    ];
+    for headers in wrong {
+        let answer = ask(&forebay, headers);
+        assert_eq!((answer.status, &*answer.headers["www-authenticate"]), (401, "Bearer"), "{headers:?}");
+    }
+    assert_eq!(forebay.reloads("success") + forebay.reloads("failure"), 0.0, "nothing was read");
+    let right = ["authorization: Bearer admin-token"];
+    let answer = ask(&forebay, &right);
+    assert_eq!((answer.status, answer.json()["reloaded"].clone()), (200, json!(true)));
+    forebay.write("forebay.toml", "[pool.p]\nservers = []\nx = 1\n");
+    let answer = ask(&forebay, &right);
+    let faults = answer.json()["faults"].as_array().cloned().expect("a list");
+    assert_eq!((answer.status, faults.len()), (400, 2), "{}", answer.text());
+    let file = forebay.path("forebay.toml");
+    assert_eq!(faults[0], format!("{file}:2:11: the list is empty; at least one entry is needed"));
+    for method in ["GET", "PUT", "DELETE"] {
+        let answer = Client::connect(forebay.admin_address()).ask(method, "/reload", &right, "").expect("an answer");
+        assert_eq!((answer.status, &*answer.headers["allow"]), (405, "POST"), "{method}");
+    }
+    assert!(!forebay.log().contains("admin-token"));
+}
+
+#[test]
+fn the_admin_listener_reads_a_body_that_nobody_asked_for_and_serves_on() {
+    let folder = Folder::new();
+    let admin = format!("unix:{}", folder.path("admin.sock"));
+    let forebay = Forebay::start(&Configuration::of(&["127.0.0.1:1"]).admin_listen(&admin));
+    let mut client = Client::connect(&admin);
+    for _ in 0..3 {
+        let answer =
+            client.ask("POST", "/reload", &["content-type: application/json"], "{\"a\": 1}").expect("an answer");
+        assert_eq!(answer.status, 200);
+        assert_eq!(client.get("/livez").status, 200);
+    }
+    assert_eq!(forebay.reloads("success"), 3.0);
+}

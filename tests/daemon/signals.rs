@@ -1,0 +1,275 @@
+//! How the daemon ends: nothing in flight is lost, and nobody who is idle holds it up.
+
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::Request;
+use tokio::net::TcpStream;
+
+use crate::configuration::{Configuration, SECRET};
+use crate::harness::{Engine, Forebay, until};
+use crate::http::{Client, chat, words};
+
+/// An engine of twenty tokens a second and a daemon in front of it.
+fn slow(server: &str) -> (Engine, Forebay) {
+    let engine = Engine::start("slow", &["--tokens-per-second", "20"]);
+    let forebay = Forebay::ready(&Configuration::of(&[&engine.address]).server(server));
+    (engine, forebay)
+}
+
+fn fast(server: &str) -> (Engine, Forebay) {
+    let engine = Engine::start("fast", &[]);
+    let forebay = Forebay::ready(&Configuration::of(&[&engine.address]).server(server));
+    (engine, forebay)
+}
+
+#[test]
+fn a_stream_in_flight_is_finished_and_then_the_process_ends_at_once() {
+    for signal in ["TERM", "INT"] {
+        let (_engine, mut forebay) = slow("");
+        let mut client = forebay.client();
+        let answer = client.begin_stream("m", 20).expect("a stream");
+        assert_eq!((answer.status, answer.closes()), (200, false));
+        forebay.signal(signal);
+        forebay.until_said("stopping");
+        assert!(client.end_stream().expect("a whole stream"), "{signal}: it lacks its last event");
+        drop(client);
+        let finished = Instant::now();
+        assert_eq!(forebay.until_ended(), Some(0));
+        assert!(finished.elapsed() < Duration::from_millis(300), "{signal}: {:?}", finished.elapsed());
+        forebay.until_said("stopped: every request was finished");
+    }
+}
+
+#[test]
+fn a_client_that_keeps_its_connection_after_its_stream_holds_the_end_up_for_a_moment_only() {
+    let (_engine, mut forebay) = slow("");
+    let mut client = forebay.client();
+    client.begin_stream("m", 20).expect("a stream");
+    forebay.signal("TERM");
+    forebay.until_said("stopping");
+    assert!(client.end_stream().expect("a whole stream"));
+    let finished = Instant::now();
+    assert_eq!(forebay.until_ended(), Some(0));
+    assert!(finished.elapsed() < Duration::from_millis(1500), "{:?}", finished.elapsed());
+    assert!(client.rest().is_empty());
+}
+
+#[test]
+fn an_idle_daemon_ends_at_once() {
+    let (_engine, mut forebay) = fast("");
+    let told = Instant::now();
+    forebay.signal("TERM");
+    assert_eq!(forebay.until_ended(), Some(0));
+    assert!(told.elapsed() < Duration::from_millis(500), "{:?}", told.elapsed());
+}
+
+#[test]
+fn idle_connections_do_not_hold_the_end_up() {
+    let (_engine, mut forebay) = fast("");
+    let mut kept: Vec<Client> = (0..8).map(|_| forebay.client()).collect();
+    for client in &mut kept[..4] {
+        assert!(!client.chat("m").expect("an answer").closes());
+    }
+    let mut admin = Client::connect(forebay.admin_address());
+    admin.get("/livez");
+    let told = Instant::now();
+    forebay.signal("TERM");
+    assert_eq!(forebay.until_ended(), Some(0));
+    assert!(told.elapsed() < Duration::from_millis(1500), "{:?}", told.elapsed());
+    for client in &mut kept {
+        assert!(client.rest().is_empty(), "nothing was said to an idle client");
+    }
+}
+
+#[test]
+fn every_busy_keep_alive_client_is_told_to_close_and_none_is_reset() {
+    let (_engine, mut forebay) = fast("");
+    let address = forebay.traffic().to_owned();
+    let clients: Vec<_> = (0..16)
+        .map(|_| {
+            let mut client = Client::connect(&address);
+            thread::spawn(move || -> io::Result<usize> {
+                for served in 1.. {
+                    let answer = client.chat("m")?;
+                    assert_eq!(answer.status, 200);
+                    if answer.closes() {
+                        return Ok(served);
+                    }
+                }
+                unreachable!("it is told to close");
+            })
+        })
+        .collect();
+    until("the clients are busy", || (forebay.server("p", 0)["requests"].as_u64()? > 200).then_some(()));
+    forebay.signal("TERM");
+    for client in clients {
+        client.join().expect("no panic").expect("an answer that says `Connection: close`");
+    }
+    let last = Instant::now();
+    assert_eq!(forebay.until_ended(), Some(0));
+    assert!(last.elapsed() < Duration::from_millis(1000), "{:?}", last.elapsed());
+}
+
+#[test]
+fn a_client_that_was_just_answered_may_send_one_more_request() {
+    let (_engine, mut forebay) = fast("");
+    let mut client = forebay.client();
+    client.chat("m").expect("an answer");
+    forebay.signal("TERM");
+    forebay.until_said("stopping");
+    let answer = client.chat("m").expect("one more answer");
+    assert_eq!((answer.status, answer.closes()), (200, true));
+    assert_eq!(forebay.until_ended(), Some(0));
+}
+
+#[test]
+fn while_it_drains_new_connections_are_refused_and_readiness_says_why() {
+    let (engine, mut forebay) = slow("");
+    let mut client = forebay.client();
+    client.begin_stream("m", 40).expect("a stream");
+    forebay.signal("TERM");
+    forebay.until_said("stopping");
+    until("new connections are refused", || Client::try_connect(forebay.traffic()).is_err().then_some(()));
+    let ready = forebay.admin("/readyz");
+    assert_eq!((ready.status, &ready.json()["reasons"]), (503, &serde_json::json!(["draining"])));
+    assert_eq!(forebay.admin("/livez").status, 200);
+    let in_flight = format!("forebay_in_flight{{pool=\"p\",server=\"{}\"}}", engine.address);
+    assert_eq!(forebay.metric(&in_flight), Some(1.0));
+    assert_eq!(forebay.server("p", 0)["in_flight"], 1);
+    assert!(client.end_stream().expect("a whole stream"));
+    assert_eq!(forebay.until_ended(), Some(0));
+}
+
+#[test]
+fn a_reload_while_it_drains_is_ignored_and_harms_nothing() {
+    let (_engine, mut forebay) = slow("");
+    let mut client = forebay.client();
+    client.begin_stream("m", 20).expect("a stream");
+    forebay.signal("TERM");
+    forebay.until_said("stopping");
+    forebay.signal("HUP");
+    assert!(client.end_stream().expect("a whole stream"));
+    assert_eq!(forebay.until_ended(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    for second in ["TERM", "INT"] {
+        let (_engine, mut forebay) = slow("drain = \"1h\"");
+        let mut client = forebay.client();
+        client.begin_stream("m", 2000).expect("a stream");
+        forebay.signal("TERM");
+        forebay.until_said("stopping");
+        let told = Instant::now();
+        forebay.signal(second);
+        assert_eq!(forebay.until_ended(), Some(0));
+        assert!(told.elapsed() < Duration::from_millis(1000), "{:?}", told.elapsed());
+        assert!(!matches!(client.end_stream(), Ok(true)), "the stream was cut");
+        forebay.until_said("told a second time");
+    }
+}
+
+#[test]
+fn the_drain_limit_cuts_what_is_still_in_flight_and_a_cut_stream_does_not_look_whole() {
+    let (_engine, mut forebay) = slow("drain = \"300ms\"");
+    let mut client = forebay.client();
+    client.begin_stream("m", 2000).expect("a stream");
+    let told = Instant::now();
+    forebay.signal("TERM");
+    assert_eq!(forebay.until_ended(), Some(0));
+    let took = told.elapsed();
+    assert!(took > Duration::from_millis(290) && took < Duration::from_millis(1500), "{took:?}");
+    client.end_stream().expect_err("no last chunk");
+    forebay.until_said("requests were cut off after 0.3 s");
+}
+
+#[test]
+fn a_request_whose_body_is_still_coming_is_finished() {
+    let (_engine, mut forebay) = fast("");
+    let mut client = forebay.client();
+    let body = chat("m", "word", false);
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: f\r\nauthorization: Bearer {SECRET}\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let (first, second) = body.split_at(body.len() / 2);
+    client.write(format!("{head}{first}").as_bytes()).expect("sent");
+    let mut other = forebay.client();
+    other.chat("m").expect("an answer"); // by now the first one's header was read
+    forebay.signal("TERM");
+    forebay.until_said("stopping");
+    client.write(second.as_bytes()).expect("sent");
+    let answer = client.answer().expect("an answer");
+    assert_eq!((answer.status, answer.closes()), (200, true));
+    assert_eq!(forebay.until_ended(), Some(0));
+}
+
+// --- HTTP/2 ---
+
+async fn h2(address: &str) -> (SendRequest<Bytes>, tokio::task::JoinHandle<Result<(), h2::Error>>) {
+    let stream = TcpStream::connect(address).await.expect("a connection");
+    let (sender, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+    (sender, tokio::spawn(connection))
+}
+
+/// Asks for a chat; the status and the whole body.
+async fn ask(sender: SendRequest<Bytes>, content: &str, stream: bool) -> Result<(u16, Vec<u8>), h2::Error> {
+    let mut sender = sender.ready().await?;
+    let request =
+        Request::post("http://forebay/v1/chat/completions").header("authorization", format!("Bearer {SECRET}"));
+    let (answer, mut body) = sender.send_request(request.body(()).expect("a request"), false)?;
+    body.send_data(chat("m", content, stream).into(), true)?;
+    let answer = answer.await?;
+    let status = answer.status().as_u16();
+    let mut whole = Vec::new();
+    let mut body = answer.into_body();
+    while let Some(piece) = body.data().await {
+        let piece = piece?;
+        body.flow_control().release_capacity(piece.len())?;
+        whole.extend(piece);
+    }
+    Ok((status, whole))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http2_clients_finish_their_streams_and_are_told_to_go() {
+    let (_engine, mut forebay) = slow("");
+    let (sender, connection) = h2(forebay.traffic()).await;
+    let streams: Vec<_> = (0..5)
+        .map(|_| {
+            let sender = sender.clone();
+            tokio::spawn(async move { ask(sender, &words(20), true).await })
+        })
+        .collect();
+    let flying = || (forebay.server("p", 0)["in_flight"] == 5).then_some(());
+    until("five streams", flying);
+    forebay.signal("TERM");
+    for stream in streams {
+        let (status, body) = stream.await.expect("no panic").expect("a whole stream");
+        assert_eq!(status, 200);
+        assert!(body.ends_with(b"data: [DONE]\n\n"));
+    }
+    let finished = Instant::now();
+    connection.await.expect("no panic").expect("an orderly end");
+    ask(sender, "word", false).await.expect_err("the connection is gone");
+    assert_eq!(forebay.until_ended(), Some(0));
+    assert!(finished.elapsed() < Duration::from_millis(500), "{:?}", finished.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_http2_connection_does_not_hold_the_end_up() {
+    let (_engine, mut forebay) = fast("");
+    let (sender, connection) = h2(forebay.traffic()).await;
+    assert_eq!(ask(sender.clone(), "word", false).await.expect("an answer").0, 200);
+    let (_unused, other) = h2(forebay.traffic()).await;
+    let told = Instant::now();
+    forebay.signal("TERM");
+    connection.await.expect("no panic").expect("an orderly end");
+    let _ = other.await;
+    assert_eq!(forebay.until_ended(), Some(0));
+    assert!(told.elapsed() < Duration::from_millis(1500), "{:?}", told.elapsed());
+}

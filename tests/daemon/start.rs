@@ -1,0 +1,116 @@
+//! How the daemon comes up, and what it leaves behind.
+
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::configuration::Configuration;
+use crate::harness::{Engine, Folder, Forebay, forebay};
+use crate::http::Client;
+
+/// What `run` says of a configuration that it cannot serve, at once.
+fn refused(configuration: &Configuration) -> String {
+    let folder = Folder::with(&[("forebay.toml", &configuration.to_string())]);
+    let began = Instant::now();
+    let said = forebay(&["run", "-c", &folder.path("forebay.toml")]);
+    assert!(began.elapsed() < Duration::from_secs(1), "it took {:?}", began.elapsed());
+    assert_eq!((said.code, &*said.stdout), (Some(1), ""), "{said:?}");
+    assert_eq!(said.stderr.lines().count(), 1, "{}", said.stderr);
+    said.stderr.trim_end().to_owned()
+}
+
+#[test]
+fn an_address_in_use_is_one_clear_line_at_once() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let expected = format!("forebay: cannot listen on {address}: another process listens there already");
+    let configuration = Configuration::of(&["127.0.0.1:1"]);
+    assert_eq!(refused(&configuration.clone().listen(&address)), expected);
+    assert_eq!(refused(&configuration.admin_listen(&address)), expected);
+}
+
+#[test]
+fn an_address_that_is_not_ours_is_one_clear_line() {
+    let said = refused(&Configuration::of(&["127.0.0.1:1"]).listen("192.0.2.1:8080"));
+    assert_eq!(said, "forebay: cannot listen on 192.0.2.1:8080: this machine has no such address");
+}
+
+#[test]
+fn a_unix_socket_that_cannot_be_made_is_one_clear_line() {
+    let folder = Folder::with(&[("file", "not a folder")]);
+    let long = format!("unix:{}", folder.path(&"x".repeat(200)));
+    for path in ["none/forebay.sock", "file/forebay.sock", "file"] {
+        let listen = format!("unix:{}", folder.path(path));
+        let said = refused(&Configuration::of(&["127.0.0.1:1"]).listen(&listen));
+        assert!(said.starts_with(&format!("forebay: cannot listen on {listen}: ")), "{said}");
+    }
+    assert_eq!(folder.read("file"), "not a folder", "a file that is no socket is left alone");
+    assert!(refused(&Configuration::of(&["127.0.0.1:1"]).listen(&long)).contains("cannot listen on"));
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_socket_behind() {
+    let folder = Folder::new();
+    let socket = folder.path("traffic.sock");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    refused(&Configuration::of(&["127.0.0.1:1"]).listen(&format!("unix:{socket}")).listen(&address));
+    assert!(!Path::new(&socket).exists());
+}
+
+#[test]
+fn unix_listeners_serve_traffic_and_admin_and_their_files_go_with_the_daemon() {
+    let engine = Engine::start("e", &[]);
+    let folder = Folder::new();
+    let (traffic, admin) = (folder.path("traffic.sock"), folder.path("admin.sock"));
+    let configuration = Configuration::of(&[&engine.address])
+        .listen("127.0.0.1:0")
+        .listen(&format!("unix:{traffic}"))
+        .admin_listen(&format!("unix:{admin}"));
+    let mut forebay = Forebay::ready(&configuration);
+    assert_eq!(forebay.admin_address(), format!("unix:{admin}"));
+    for address in [forebay.traffic(), &format!("unix:{traffic}")] {
+        let mut client = Client::connect(address);
+        for _ in 0..2 {
+            let answer = client.chat("m").expect("an answer");
+            assert_eq!((answer.status, answer.closes()), (200, false), "{address}");
+        }
+    }
+    let reloaded = Client::connect(forebay.admin_address()).ask("POST", "/reload", &[], "").expect("an answer");
+    assert_eq!(reloaded.status, 200, "over a unix socket no token is asked for");
+    forebay.signal("TERM");
+    assert_eq!(forebay.until_ended(), Some(0));
+    assert!(!Path::new(&traffic).exists() && !Path::new(&admin).exists());
+}
+
+#[test]
+fn a_socket_file_left_by_a_crash_is_replaced_and_one_in_use_is_not() {
+    let folder = Folder::new();
+    let socket = folder.path("stale.sock");
+    drop(UnixListener::bind(&socket).expect("a socket"));
+    assert!(Path::new(&socket).exists(), "nobody listens, the file is there");
+    let configuration = Configuration::of(&["127.0.0.1:1"]).listen(&format!("unix:{socket}"));
+    let forebay = Forebay::start(&configuration);
+    assert_eq!(Client::connect(&format!("unix:{socket}")).get("/health").status, 503);
+    let said = refused(&configuration);
+    assert_eq!(said, format!("forebay: cannot listen on unix:{socket}: another process listens there already"));
+    assert_eq!(Client::connect(&format!("unix:{socket}")).get("/health").status, 503, "it serves on");
+    drop(forebay);
+}
+
+#[test]
+fn a_daemon_listens_on_every_address_it_was_given() {
+    let configuration =
+        Configuration::of(&["127.0.0.1:1"]).listen("127.0.0.1:0").listen("127.0.0.2:0").admin_listen("127.0.0.3:0");
+    let forebay = Forebay::start(&configuration);
+    let listening =
+        forebay.messages().into_iter().filter_map(|said| Some(said.strip_prefix("listening on ")?.to_owned()));
+    let listening: Vec<String> = listening.collect();
+    assert_eq!(listening.len(), 3);
+    for (address, path, status) in
+        [(&listening[0], "/health", 503), (&listening[1], "/health", 503), (&listening[2], "/livez", 200)]
+    {
+        assert_eq!(Client::connect(address).get(path).status, status, "{address}");
+    }
+}

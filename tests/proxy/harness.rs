@@ -1,0 +1,240 @@
+//! forebay as a sentence: `in_front_of(&[&engine]).pool("…").start().await`.
+//!
+//! It is put together as the daemon does it, on a port that the system chooses, and its access log is read back from memory.
+//! Every wait has a deadline, so that what never comes fails with its name.
+
+use std::future::Future;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use forebay::access::key;
+use forebay::config::plan::Plan;
+use forebay::daemon::door::Door;
+use forebay::daemon::probe::Probes;
+use forebay::daemon::{self, connection, listen};
+use forebay::live::{Current, Live};
+use forebay::observe::sink::Sink;
+use forebay::observe::{AccessLog, Metrics, Observer};
+use forebay::pool::Server;
+use forebay::proxy::Proxy;
+use parking_lot::Mutex;
+use pingora::server::configuration::ServerConf;
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::upstream::Engine;
+
+/// The secret of the key `team`, which may ask every model and use every route.
+pub(crate) const SECRET: &str = "fb-a-secret-for-tests";
+/// How long anything may take before a test gives it up.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A forebay under construction: pool `p`, model `m` and key `team`, and what is added to them.
+pub(crate) struct Builder {
+    server: String,
+    servers: Vec<String>,
+    pool: String,
+    health: String,
+    rest: String,
+}
+
+/// A running forebay. It ends with its drop.
+pub(crate) struct Forebay {
+    pub(crate) address: SocketAddr,
+    pub(crate) current: Arc<Current>,
+    log: Buffer,
+    read: AtomicUsize,
+    door: JoinHandle<()>,
+    _held: (Probes, watch::Sender<bool>, mpsc::Receiver<()>),
+}
+
+/// Where the access log goes.
+#[derive(Clone, Default)]
+struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+/// A file that is gone with its drop.
+struct File(PathBuf);
+
+/// forebay with these engines as the servers `s0`, `s1`, … of pool `p`.
+pub(crate) fn in_front_of(engines: &[&Engine]) -> Builder {
+    let server = |(n, engine): (usize, &&Engine)| format!("{{ address = \"{}\", name = \"s{n}\" }}", engine.address);
+    Builder {
+        server: String::new(),
+        servers: engines.iter().enumerate().map(server).collect(),
+        pool: String::new(),
+        health: "interval = \"5s\"".into(),
+        rest: String::new(),
+    }
+}
+
+/// The table of one more pool.
+pub(crate) fn pool(name: &str, engine: &Engine, keys: &str) -> String {
+    format!("[pool.{name}]\nservers = [\"{}\"]\n{keys}\n[pool.{name}.health]\npath = \"/probe\"\n", engine.address)
+}
+
+/// The table of one more key.
+pub(crate) fn key(name: &str, secret: &str, keys: &str) -> String {
+    let digest: String = key::digest(secret.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("[[key]]\nname = \"{name}\"\nsha256 = \"{digest}\"\n{keys}\n")
+}
+
+/// What `look` sees, as soon as it sees something.
+pub(crate) async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(Instant::now() < until, "not in {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// What comes of `future`, in time.
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not in {PATIENCE:?}: {what}"))
+}
+
+// === impl Builder ===
+
+impl Builder {
+    /// With these lines in `[server]`.
+    pub(crate) fn server(mut self, lines: &str) -> Self {
+        self.server = lines.into();
+        self
+    }
+
+    /// With these lines in `[pool.p]`.
+    pub(crate) fn pool(mut self, lines: &str) -> Self {
+        self.pool = lines.into();
+        self
+    }
+
+    /// With these lines in `[pool.p.health]`.
+    pub(crate) fn health(mut self, lines: &str) -> Self {
+        self.health = lines.into();
+        self
+    }
+
+    /// With one of these in each server's table.
+    pub(crate) fn each(mut self, keys: &[&str]) -> Self {
+        for (server, keys) in self.servers.iter_mut().zip(keys) {
+            *server = server.replace('}', &format!(", {keys} }}"));
+        }
+        self
+    }
+
+    /// With these tables.
+    pub(crate) fn and(mut self, tables: &str) -> Self {
+        self.rest.push_str(tables);
+        self.rest.push('\n');
+        self
+    }
+
+    /// Starts it, and waits for the first round of probes.
+    pub(crate) async fn start(self) -> Forebay {
+        let plan = self.plan();
+        let bound = listen::bind(&plan.server.listen).unwrap().remove(0);
+        let address = listen::address(&bound).parse().unwrap();
+        let live = Live::new(plan, None);
+        let probes = Probes::start(&live);
+        let current = Arc::new(Current::new(live));
+        let log = Buffer::default();
+        let access_log = AccessLog::new(Sink::new(log.clone()).unwrap(), true);
+        let observer = Arc::new(Observer::new(Metrics::new().unwrap(), access_log));
+        let proxy = Proxy::new(current.clone(), observer, connection::header_complete);
+        let (stop, stopped) = watch::channel(false);
+        let (open, opened) = mpsc::channel(1);
+        let app = Arc::new(daemon::pingora(proxy, ServerConf::default()));
+        let door = Door { app, current: current.clone(), stop: stopped, open };
+        let door = tokio::spawn(async move { door.run(bound).await.unwrap() });
+        eventually("every server is probed", || current.live().is_probed().then_some(())).await;
+        Forebay { address, current, log, read: AtomicUsize::new(0), door, _held: (probes, stop, opened) }
+    }
+
+    fn plan(&self) -> Plan {
+        static FILES: AtomicUsize = AtomicUsize::new(0);
+        let Self { server, servers, pool, health, rest } = self;
+        let (servers, key) = (servers.join(", "), key("team", SECRET, "models = [\"*\"]"));
+        let text = format!(
+            "[server]\nlisten = [\"127.0.0.1:0\"]\n{server}\n\
+             [pool.p]\nservers = [{servers}]\n{pool}\n[pool.p.health]\npath = \"/probe\"\n{health}\n\
+             [model.m]\npool = \"p\"\n{key}\n{rest}"
+        );
+        let name = format!("forebay-{}-{}.toml", std::process::id(), FILES.fetch_add(1, Relaxed));
+        let file = File(std::env::temp_dir().join(name));
+        std::fs::write(&file.0, &text).unwrap();
+        Plan::load(&file.0, &|_| None).unwrap_or_else(|faults| panic!("{faults}\n{text}"))
+    }
+}
+
+// === impl Forebay ===
+
+impl Forebay {
+    /// Server number `n` of pool `p`.
+    pub(crate) fn server(&self, n: usize) -> Arc<Server> {
+        let live = self.current.live();
+        let pool = live.pools().find(|pool| &*pool.settings.name == "p").unwrap();
+        pool.servers[n].clone()
+    }
+
+    /// The next line of the access log that was not read yet.
+    pub(crate) async fn record(&self) -> Value {
+        let place = self.read.fetch_add(1, Relaxed);
+        eventually("a line in the access log", || self.log.line(place)).await
+    }
+
+    /// The access log from here on, when it has so many more lines.
+    pub(crate) async fn records(&self, n: usize) -> Vec<Value> {
+        let mut all = Vec::new();
+        for _ in 0..n {
+            all.push(self.record().await);
+        }
+        all
+    }
+
+    /// Waits until nothing is in flight at any server of pool `p`.
+    pub(crate) async fn idle(&self) {
+        let live = self.current.live();
+        let busy = || live.pools().flat_map(|pool| &pool.servers).any(|server| server.in_flight() > 0);
+        eventually("nothing in flight", || (!busy()).then_some(())).await;
+    }
+}
+
+impl Drop for Forebay {
+    fn drop(&mut self) {
+        self.door.abort();
+    }
+}
+
+// === impl Buffer ===
+
+impl Buffer {
+    fn line(&self, place: usize) -> Option<Value> {
+        let text = self.0.lock();
+        let line = text.split_inclusive(|byte| *byte == b'\n').nth(place)?;
+        Some(serde_json::from_slice(line).unwrap())
+    }
+}
+
+impl Write for Buffer {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0); // the test is over anyway
+    }
+}
