@@ -172,7 +172,7 @@ impl Compiler<'_> {
         let written = path.get_ref();
         if !written.starts_with('/') {
             self.fault(&path.span(), format!("`{key}` must begin with a slash; write \"/{written}\""));
-        } else if written.contains(|c: char| c.is_whitespace() || c.is_control() || "?#".contains(c)) {
+        } else if written.contains(['?', '#']) || written.parse::<http::Uri>().is_err() {
             self.fault(&path.span(), format!("`{key}` is not a path: white space, `?` and `#` cannot be in it"));
         }
     }

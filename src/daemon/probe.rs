@@ -69,7 +69,7 @@ async fn watch(pool: Arc<Pool>, place: usize, check: SharedCheck, waited: Option
         ticks.tick().await;
         let probed = match &*check {
             Some(check) => probe(server, &mut resolver, &**check, port, limit).await,
-            None => Probed::Failed("its `Host` header cannot be sent".to_owned()),
+            None => Probed::Failed("its path or host cannot be asked for".to_owned()),
         };
         if let Some(change) = server.observe(probed, rules, SystemTime::now()) {
             let (from, to) = (change.from.as_str(), change.to.as_str());

@@ -1,0 +1,134 @@
+//! May this request in, and to whom: route, key, prompt, model, each found by the one before.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::Method;
+use pingora::Result;
+use pingora::proxy::Session;
+
+use super::client::{self, Body};
+use super::exchange::Exchange;
+use super::rejection::Rejection;
+use super::{Proxy, body, headers, listing};
+use crate::access::Model;
+use crate::access::route::{Auth, NoRoute, Target, decoded};
+use crate::live::Live;
+use crate::pool::PoolId;
+use crate::prompt::Dialect;
+use crate::prompt::scan::{rename, scan};
+
+impl Proxy {
+    /// Finds the route and the key. `true` if the request is answered already.
+    pub(super) async fn admit(&self, session: &mut Session, x: &mut Exchange) -> Result<bool> {
+        let live = x.live.clone();
+        let header = session.req_header();
+        let path = header.uri.path();
+        if path == "/health" && matches!(header.method, Method::GET | Method::HEAD) {
+            x.recorded = false;
+            return self.health(session).await;
+        }
+        let found = live.plan.routes.find(headers::host(header), path, &header.method);
+        let route = x.admitted.route.insert(found.map_err(no_route)?.clone()).clone();
+        let engine_path =
+            route.stripped(path).ok_or(Rejection::Malformed("its path does not keep the route's prefix"))?;
+        x.answer.dialect = Dialect::of(engine_path);
+        match route.auth {
+            Auth::None => x.admitted.credentials_pass = !live.plan.keys.know(&header.headers),
+            Auth::Key => {
+                let key = live.plan.keys.authenticate(&header.headers, SystemTime::now());
+                let key = x.admitted.key.insert(key.map_err(Rejection::Unauthenticated)?.clone());
+                if !key.may_use(&route) {
+                    return Err(Rejection::RouteNotAllowed.into());
+                }
+            }
+        }
+        if let Some(listed) = route.lists_models(path) {
+            let listed = listed.map(str::to_owned);
+            return self.list(session, x, listed.as_deref()).await;
+        }
+        match route.target {
+            Target::Model => self.prompt(session, x).await?,
+            Target::Pool(pool) => Self::stream_to(session, x, &live, pool).await?,
+        }
+        Ok(false)
+    }
+
+    /// Reads the body, finds its model, and gets it ready to be sent as often as it takes.
+    async fn prompt(&self, session: &mut Session, x: &mut Exchange) -> Result<()> {
+        let live = x.live.clone();
+        if headers::is_encoded(&session.req_header().headers) {
+            return Err(Rejection::Encoded.into());
+        }
+        let body = body::read(session, live.plan.server.max_body, live.plan.server.body_timeout).await?;
+        x.admitted.body = body.len();
+        let prompt = scan(&body).map_err(Rejection::Unreadable)?;
+        let model = model(&live, x, &prompt.model)?;
+        let pool = live.pool(model.pool);
+        let body = match &model.upstream {
+            Some(name) => rename(&body, &prompt.model_span, name),
+            None => body,
+        };
+        x.admitted.stream = Some(prompt.stream);
+        x.admitted.asked = Some(prompt.model);
+        x.admitted.model = Some(model);
+        x.admitted.pool = Some(pool.clone());
+        x.way.repeatable = true;
+        client::wrap(session, Body::Whole(body), pool.settings.first_byte, x.shared.clone())
+    }
+
+    /// Lets the body stream to the pool.
+    async fn stream_to(session: &mut Session, x: &mut Exchange, live: &Live, pool: PoolId) -> Result<()> {
+        let pool = live.pool(pool);
+        x.admitted.pool = Some(pool.clone());
+        x.way.repeatable = session.is_body_empty();
+        let (most, silence) = (live.plan.server.max_body, live.plan.server.body_timeout);
+        body::welcome(session, most).await?;
+        let body = Body::Streamed { silence, most };
+        client::wrap(session, body, pool.settings.first_byte, x.shared.clone())
+    }
+
+    /// Answers from memory which models there are, or what one of them is.
+    async fn list(&self, session: &mut Session, x: &mut Exchange, id: Option<&str>) -> Result<bool> {
+        let live = x.live.clone();
+        let body = match id {
+            None => listing::all(&live.plan, x.admitted.key.as_deref()),
+            Some(id) => {
+                let id = decoded(id).ok_or(Rejection::UnknownModel(id.into()))?;
+                listing::one(&live.plan, &*model(&live, x, &id)?, &id)
+            }
+        };
+        let mut header = listing::header(&body)?;
+        header.insert_header(headers::REQUEST_ID, x.request_id())?;
+        body::answer(session, header, body).await?;
+        Ok(true)
+    }
+
+    /// Tells a load balancer in front whether to send requests, and nothing more.
+    async fn health(&self, session: &mut Session) -> Result<bool> {
+        let ready = self.current.readiness().is_ready();
+        let body = Bytes::from_static(if ready { b"{\"status\":\"ok\"}" } else { b"{\"status\":\"unavailable\"}" });
+        let mut header = listing::header(&body)?;
+        header.set_status(if ready { 200 } else { 503 })?;
+        body::answer(session, header, body).await?;
+        Ok(true)
+    }
+}
+
+/// The model of this name, if the request's key may ask it.
+fn model(live: &Live, x: &Exchange, name: &str) -> Result<Arc<Model>, Rejection> {
+    let model = live.plan.models.find(name).ok_or_else(|| Rejection::UnknownModel(name.into()))?;
+    match &x.admitted.key {
+        Some(key) if !key.may_ask(name) => Err(Rejection::ModelNotAllowed(name.into())),
+        _ => Ok(model.clone()),
+    }
+}
+
+fn no_route(no_route: NoRoute) -> Rejection {
+    match no_route {
+        NoRoute::Unknown => Rejection::NoRoute,
+        NoRoute::Method(methods) => Rejection::MethodNotAllowed(methods),
+        NoRoute::Ambiguous => Rejection::Malformed("its path can be read in more than one way"),
+    }
+}
