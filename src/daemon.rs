@@ -138,7 +138,9 @@ impl Daemon {
         for bound in traffic.iter().chain(&admin) {
             log::info!("listening on {}", listen::address(bound));
         }
-        let conf = ServerConf { threads, upstream_keepalive_pool_size: upstream_idle, ..ServerConf::default() };
+        // Pingora multiplies it by the threads.
+        let upstream_keepalive_pool_size = upstream_idle.div_ceil(threads);
+        let conf = ServerConf { threads, upstream_keepalive_pool_size, ..ServerConf::default() };
         let proxy = Proxy::new(current.clone(), observer.clone(), connection::header_complete);
         let proxy = Arc::new(pingora(proxy, conf));
         let answers = |bound: &Bound| {

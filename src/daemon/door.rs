@@ -89,6 +89,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
         let edge = Arc::new(Edge::new(self.app.clone(), connection.clone(), limits));
         let wire = Box::new(Wire::new(Box::new(stream), connection.clone()));
         tokio::select! {
+            biased;
             _ = ServerApp::process_new(&edge, wire, &self.stop) => {}
             () = connection.watch(limits, self.stop.clone()) => {}
         }

@@ -3,9 +3,11 @@
 //! The questions are pingora-load-balancing's; when to ask, how long to wait in all, and what an answer means is ours.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
+use pingora::connectors::ConnectorOptions;
+use pingora::connectors::http::Connector;
 use pingora::protocols::l4::socket::SocketAddr as PeerAddr;
 use pingora::{Error, ErrorType};
 use pingora_load_balancing::Backend;
@@ -40,7 +42,7 @@ impl Probes {
         let (waited, first) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
         for pool in live.pools() {
-            let check: SharedCheck = Arc::new(check(&pool.settings));
+            let check = check(&pool.settings);
             let waited = (!pool.is_usable()).then_some(&waited);
             for (place, server) in pool.servers.iter().enumerate() {
                 let waited = waited.filter(|_| !server.is_probed()).cloned();
@@ -56,10 +58,18 @@ impl Probes {
     }
 }
 
-type SharedCheck = Arc<Option<Box<dyn HealthCheck + Send + Sync>>>;
+/// A question that is put to all servers of a pool.
+type Question = Arc<dyn HealthCheck + Send + Sync>;
+
+/// The question of every pool that is probed by a mere connect.
+static CONNECT: LazyLock<Question> = LazyLock::new(|| {
+    let mut check = TcpHealthCheck::new();
+    check.peer_template.options.connection_timeout = None;
+    Arc::from(check as Box<dyn HealthCheck + Send + Sync>)
+});
 
 /// Probes one server for ever. Gives up `waited` when it has been probed.
-async fn watch(pool: Arc<Pool>, place: usize, check: SharedCheck, waited: Option<mpsc::Sender<Infallible>>) {
+async fn watch(pool: Arc<Pool>, place: usize, check: Option<Question>, waited: Option<mpsc::Sender<Infallible>>) {
     let Health { interval: every, timeout: limit, rules, port, .. } = pool.settings.health;
     let (server, name) = (&pool.servers[place], &pool.settings.servers[place].name);
     let (mut resolver, mut waited) = (Resolver::default(), waited);
@@ -67,7 +77,7 @@ async fn watch(pool: Arc<Pool>, place: usize, check: SharedCheck, waited: Option
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let probed = match &*check {
+        let probed = match &check {
             Some(check) => probe(server, &mut resolver, &**check, port, limit).await,
             None => Probed::Failed("its path or host cannot be asked for".to_owned()),
         };
@@ -119,15 +129,11 @@ fn failed(e: &Error) -> Probed {
 }
 
 /// The question for a pool's servers, without time-outs of its own. `None` if it cannot be put.
-fn check(settings: &Settings) -> Option<Box<dyn HealthCheck + Send + Sync>> {
+fn check(settings: &Settings) -> Option<Question> {
     match &settings.health.check {
-        Check::Tcp => {
-            let mut check = TcpHealthCheck::new();
-            check.peer_template.options.connection_timeout = None;
-            Some(check)
-        }
+        Check::Tcp => Some(CONNECT.clone()),
         Check::Http(path) => {
-            let mut check = HttpHealthCheck::new("forebay", false);
+            let mut check = HttpHealthCheck::new_custom("forebay", false, connector());
             check.peer_template.options.connection_timeout = None;
             check.peer_template.options.read_timeout = None;
             check.req.set_uri(path.parse().ok()?);
@@ -138,7 +144,14 @@ fn check(settings: &Settings) -> Option<Box<dyn HealthCheck + Send + Sync>> {
                 200..300 => Ok(()),
                 status => Err(Error::new(ErrorType::CustomCode(STATUS, status))),
             }));
-            Some(Box::new(check))
+            Some(Arc::new(check))
         }
     }
+}
+
+/// How a check connects. It speaks no TLS: without a file of its own it would read the system's roots, some 10 ms a pool.
+fn connector() -> Connector {
+    let mut options = ConnectorOptions::new(1);
+    options.ca_file = Some("/dev/null".to_owned());
+    Connector::new(Some(options))
 }

@@ -203,22 +203,24 @@ pub fn to_engine(
     host: Option<&str>,
     credentials: bool,
 ) -> Result<()> {
-    let asked = header.headers.get(HOST).cloned().filter(|host| !host.is_empty());
     header.insert_header(REQUEST_ID, &identity.request_id)?;
+    for (name, value) in [(FORWARDED_FOR, identity.peer.map(|peer| peer.to_string())), (VIA, Some(by(via).to_owned()))]
+    {
+        let Some(value) = value else { continue };
+        let value = if identity.trusted { appended(&header.headers, &name, &value) } else { value };
+        header.insert_header(name, value)?;
+    }
+    let continued = |name: &HeaderName| identity.trusted && header.headers.contains_key(name);
+    let (proto, asked) = (continued(&FORWARDED_PROTO), continued(&FORWARDED_HOST));
+    if !proto {
+        header.insert_header(FORWARDED_PROTO, HeaderValue::from_static("http"))?;
+    }
+    if let (false, Some(host)) = (asked, header.headers.get(HOST).cloned()) {
+        header.insert_header(FORWARDED_HOST, host)?;
+    }
     if !identity.trusted {
-        for name in [&FORWARDED_FOR, &FORWARDED_PROTO, &FORWARDED_HOST, &FORWARDED, &REAL_IP, &VIA] {
-            header.remove_header(name);
-        }
-    }
-    if let Some(peer) = identity.peer {
-        append(header, FORWARDED_FOR, &peer.to_string())?;
-    }
-    append(header, VIA, if via == Version::HTTP_2 { "2 forebay" } else { "1.1 forebay" })?;
-    if !header.headers.contains_key(FORWARDED_PROTO) {
-        header.insert_header(FORWARDED_PROTO, "http")?;
-    }
-    if let (Some(asked), false) = (asked, header.headers.contains_key(FORWARDED_HOST)) {
-        header.insert_header(FORWARDED_HOST, asked)?;
+        header.remove_header(&FORWARDED);
+        header.remove_header(&REAL_IP);
     }
     if !credentials {
         for name in &CREDENTIALS {
@@ -231,36 +233,35 @@ pub fn to_engine(
     Ok(())
 }
 
-/// Adds to a list in a field; several lines of it become one.
-fn append(header: &mut RequestHeader, name: HeaderName, value: &str) -> Result<()> {
-    let mut list: Vec<u8> = Vec::new();
-    for line in header.headers.get_all(&name) {
-        list.extend_from_slice(line.as_bytes());
-        list.extend_from_slice(b", ");
-    }
-    list.extend_from_slice(value.as_bytes());
-    header.insert_header(name, list)
+/// How a message came, as `Via` tells it (RFC 9110 §7.6.3).
+fn by(version: Version) -> &'static str {
+    if version == Version::HTTP_2 { "2 forebay" } else { "1.1 forebay" }
+}
+
+/// The list in a field with one more at its end; several lines of it become one.
+fn appended(headers: &HeaderMap, name: &HeaderName, value: &str) -> String {
+    let lines = headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
+    lines.chain([value]).collect::<Vec<_>>().join(", ")
 }
 
 /// Makes the header that the client gets out of an engine's: without what was meant for the connection to the engine.
 pub fn to_client(header: &mut ResponseHeader, identity: &Identity) -> Result<()> {
-    let nominated: Vec<HeaderName> = header
-        .headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
-        .filter(|name| ![CONTENT_LENGTH, TRANSFER_ENCODING].contains(name))
-        .collect();
-    for name in &nominated {
-        header.remove_header(name);
+    for name in for_the_connection(&header.headers) {
+        header.remove_header(&name);
     }
-    for name in [&CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &TE, &TRAILER, &UPGRADE] {
-        header.remove_header(name);
-    }
-    header.insert_header(REQUEST_ID, &identity.request_id)?;
-    Ok(())
+    header.insert_header(REQUEST_ID, &identity.request_id)
+}
+
+/// The fields that are about one connection: those that always are, and those that `Connection` names (RFC 9110 §7.6.1).
+fn for_the_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    let always = [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRAILER, UPGRADE];
+    let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let named = named.flat_map(|value| value.split(',')).map(str::trim);
+    let named = named.filter(|name| !name.eq_ignore_ascii_case("keep-alive") && !name.eq_ignore_ascii_case("close"));
+    let framing = [CONTENT_LENGTH, TRANSFER_ENCODING];
+    let named = named.filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok());
+    let named = named.filter(|name| !framing.contains(name));
+    headers.keys().filter(|name| always.contains(name)).cloned().chain(named).collect()
 }
 
 #[cfg(test)]
