@@ -46,6 +46,7 @@ struct Compiler<'c> {
 impl Compiler<'_> {
     fn plan(&mut self, config: &Config) -> Plan {
         self.listeners(config);
+        self.names(config);
         let pools = config.pool.iter().map(|(name, pool)| Arc::new(self.pool(name.get_ref(), pool))).collect();
         let models = Models::new(config.model.iter().map(|(name, model)| self.model(name, model)).collect());
         let routes = self.routes(config);
@@ -94,6 +95,16 @@ impl Compiler<'_> {
         let fixed =
             |listen: &&Spanned<Listen>| !matches!(listen.get_ref(), Listen::Tcp(address) if address.port() == 0);
         self.once("the listener", config.server.listen.iter().chain(&config.admin.listen).filter(fixed));
+    }
+
+    /// Names are metric labels, and what other tables refer to.
+    fn names(&mut self, config: &Config) {
+        let routes = config.route.iter().map(|route| ("route", &route.get_ref().name));
+        let keys = config.key.iter().map(|key| ("key", &key.get_ref().name));
+        let pools = config.pool.keys().map(|pool| ("pool", pool));
+        for (what, name) in pools.chain(routes).chain(keys).filter(|(_, name)| name.get_ref().is_empty()) {
+            self.fault(&name.span(), format!("the {what}'s name is empty; logs and metrics call it so"));
+        }
     }
 
     // --- pools ---
@@ -230,6 +241,9 @@ impl Compiler<'_> {
                 Target::Model
             }
         };
+        if route.methods.as_ref().is_some_and(Vec::is_empty) {
+            self.fault(&span, "`methods` is empty, so nothing would be served; leave it out to serve any");
+        }
         self.route_path(route);
         if let Some(host) = route.host.as_ref().filter(|host| !is_host(host.get_ref())) {
             self.fault(
@@ -305,9 +319,6 @@ impl Compiler<'_> {
     }
 
     fn key(&mut self, key: &super::Key) -> Key {
-        if key.name.get_ref().is_empty() {
-            self.fault(&key.name.span(), "a key's name is empty; it shows in logs and metrics in the secret's place");
-        }
         let models = key.models.iter().filter_map(|glob| {
             let pattern = Pattern::new(glob.get_ref());
             if let Err(wrong) = &pattern {
@@ -318,7 +329,8 @@ impl Compiler<'_> {
         let models = models.collect();
         for route in key.routes.iter().flatten() {
             let known = &self.declared.routes;
-            if self.declared.complete && !known.contains(route.get_ref()) {
+            let default = known.is_empty() && route.get_ref() == DEFAULT_ROUTE;
+            if self.declared.complete && !default && !known.contains(route.get_ref()) {
                 let hint = nearest(route.get_ref(), known);
                 self.fault(&route.span(), format!("no route is called {:?}{hint}", route.get_ref()));
             }

@@ -224,6 +224,13 @@ mod tests {
                 "[[route]]\nname = \"r\"\npath = \"/a\"\npool = \"p\"\n[[route]]\nname = \"r\"\npath = \"/b\"\nby = \"model\"",
                 &["main:6:8: the route r stands twice, first at main:2:8"],
             ),
+            (
+                "[[route]]\nname = \"\"\npath = \"/a\"\npool = \"p\"\nmethods = []",
+                &[
+                    "main:1:1: `methods` is empty, so nothing would be served; leave it out to serve any",
+                    "main:2:8: the route's name is empty; logs and metrics call it so",
+                ],
+            ),
         ];
         for (text, expected) in cases {
             assert_eq!(faults(text), *expected, "{text}");
@@ -242,6 +249,12 @@ mod tests {
             (key("models = [\"n\"]\ndisabled = true"), vec![nothing]),
             (key("") + &route("pool = \"p\""), vec![]),
             (key("models = [\"*\"]\nroutes = [\"chat\"]") + &route("by = \"model\""), vec![]),
+            // The route that is there without any.
+            (key("models = [\"*\"]\nroutes = [\"default\"]"), vec![]),
+            (
+                key("models = [\"*\"]\nroutes = [\"default\"]") + &route("by = \"model\""),
+                vec!["main:5:11: no route is called \"default\"; write `chat`"],
+            ),
             // What is wrong with the key itself is said alone.
             (key("models = [\"[\"]"), vec!["main:4:11: \"[\" is not a glob: invalid range pattern"]),
             (
@@ -250,7 +263,7 @@ mod tests {
             ),
             (
                 format!("[[key]]\nname = \"\"\nsha256 = \"{B}\"\nmodels = [\"m\"]"),
-                vec!["main:2:8: a key's name is empty; it shows in logs and metrics in the secret's place"],
+                vec!["main:2:8: the key's name is empty; logs and metrics call it so"],
             ),
             (
                 format!("{}\n{}", key("models = [\"*\"]"), key("models = [\"m\"]").replace(A, B)),
