@@ -9,7 +9,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderMap, Method, StatusCode};
-use jiff::Timestamp;
 use pingora::Result;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
 use pingora::http::ResponseHeader;
@@ -68,7 +67,7 @@ impl Admin {
             "/metrics" => self.metrics(),
             "/status" => Answer::json(
                 StatusCode::OK,
-                &status::status(&self.current.live(), self.started, self.reloader.status()),
+                &status::status(&self.current.live(), self.started, &self.reloader.loaded()),
             ),
             "/reload" => match self.permitted(headers) {
                 Some(refused) => refused,
@@ -89,7 +88,8 @@ impl Admin {
     }
 
     fn metrics(&self) -> Answer {
-        match self.observer.metrics.text(&self.current.live()) {
+        let live = self.current.live();
+        match self.observer.metrics.text(status::gauged(&live)) {
             Ok(text) => {
                 let kind = "text/plain; version=0.0.4; charset=utf-8";
                 Answer { status: StatusCode::OK, kind, body: text.into(), more: None }
@@ -100,11 +100,11 @@ impl Admin {
 
     async fn reload(&self) -> Answer {
         match self.reloader.reload().await {
-            Ok(()) => Answer::json(StatusCode::OK, &json!({"reloaded": true})),
-            Err(faults) => {
-                let faults: Vec<String> = faults.iter().map(|fault| fault.to_string()).collect();
-                Answer::json(StatusCode::BAD_REQUEST, &json!({"reloaded": false, "faults": faults}))
+            Ok(loaded) => {
+                let restart_needed = loaded.restart_needed;
+                Answer::json(StatusCode::OK, &json!({"reloaded": true, "restart_needed": restart_needed}))
             }
+            Err(faults) => Answer::json(StatusCode::BAD_REQUEST, &json!({"reloaded": false, "faults": faults})),
         }
     }
 
@@ -180,10 +180,4 @@ impl Answer {
 
 fn ok_if(good: bool) -> StatusCode {
     if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
-}
-
-/// A moment as the admin listener writes it: RFC 3339, UTC, to the millisecond.
-#[must_use]
-pub fn time(at: SystemTime) -> String {
-    Timestamp::try_from(at).map_or(String::new(), |at| format!("{at:.3}"))
 }

@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 
 /// An edge reverse proxy for inference engines.
 #[derive(Debug, Parser)]
-#[command(name = "forebay", version = VERSION, disable_help_subcommand = true, max_term_width = 100)]
+#[command(name = "forebay", version = VERSION, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

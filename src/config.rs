@@ -67,7 +67,7 @@ pub struct ServerTable {
     #[serde(deserialize_with = "units::some_of")]
     pub listen: Vec<Spanned<Listen>>,
     /// Worker threads; 0 = one per core.
-    pub threads: usize,
+    pub threads: Spanned<usize>,
     /// The largest request body; a larger one is 413.
     pub max_body: Size,
     /// Who is believed about the client's address, scheme and host.
@@ -86,7 +86,7 @@ pub struct ServerTable {
     #[serde(deserialize_with = "units::duration")]
     pub drain: Duration,
     /// Idle connections kept to engines, in all.
-    pub upstream_idle: usize,
+    pub upstream_idle: Spanned<usize>,
 }
 
 /// `[admin]`: the listener for metrics, probes and status.
@@ -352,14 +352,14 @@ impl Default for ServerTable {
         let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
         ServerTable {
             listen: vec![unwritten(Listen::Tcp(local))],
-            threads: 0,
+            threads: unwritten(0),
             max_body: Size::MIB * 32,
             trusted_proxies: Vec::new(),
             header_timeout: Duration::from_secs(15),
             body_timeout: Duration::from_secs(30),
             keepalive: Duration::from_secs(60),
             drain: Duration::from_secs(30),
-            upstream_idle: 1024,
+            upstream_idle: unwritten(1024),
         }
     }
 }

@@ -135,12 +135,13 @@ impl Daemon {
     /// Starts the accept loops: for traffic, and for the admin.
     fn open(self) -> (Doors, Doors) {
         let Self { current, observer, reloader, traffic, admin, threads, upstream_idle } = self;
-        for bound in traffic.iter().chain(&admin) {
-            log::info!("listening on {}", listen::address(bound));
+        for (what, all) in [("listening on", &traffic), ("admin listening on", &admin)] {
+            all.iter().for_each(|bound| log::info!("{what} {}", listen::address(bound)));
         }
         // Pingora multiplies it by the threads.
         let upstream_keepalive_pool_size = upstream_idle.div_ceil(threads);
-        let conf = ServerConf { threads, upstream_keepalive_pool_size, ..ServerConf::default() };
+        let max_retries = usize::MAX; // `pool::retry` bounds them
+        let conf = ServerConf { threads, upstream_keepalive_pool_size, max_retries, ..ServerConf::default() };
         let proxy = Proxy::new(current.clone(), observer.clone(), connection::header_complete);
         let proxy = Arc::new(pingora(proxy, conf));
         let answers = |bound: &Bound| {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub use access_log::AccessLog;
-pub use metrics::Metrics;
+pub use metrics::{Gauged, Metrics};
 
 /// One request, as it ended.
 #[derive(Debug, Clone)]

@@ -8,6 +8,7 @@ pub mod lease;
 pub mod retry;
 pub mod server;
 pub mod settings;
+pub mod way;
 
 use std::sync::Arc;
 
@@ -112,7 +113,8 @@ mod tests {
     use std::collections::HashMap;
     use std::time::SystemTime;
 
-    fn pool(servers: &[(&str, u32, bool)]) -> Pool {
+    /// A pool of servers that are up: name, weight, backup.
+    pub(super) fn pool(servers: &[(&str, u32, bool)]) -> Pool {
         let settings = Settings {
             servers: servers
                 .iter()

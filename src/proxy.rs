@@ -31,9 +31,10 @@ use crate::access::Route;
 use crate::live::Current;
 use crate::observe::Observer;
 use crate::pool::retry::Failure;
-use crate::prompt::LastEvent;
+use crate::pool::way::Outcome;
+use crate::prompt::{Dialect, LastEvent};
 use ending::{End, FIRST_BYTE};
-use exchange::{Exchange, Outcome};
+use exchange::Exchange;
 use headers::Identity;
 use rejection::{Form, Rejection};
 
@@ -66,10 +67,7 @@ impl Proxy {
         if closes {
             session.set_keepalive(None);
         }
-        let request = session.req_header();
-        let path = request.uri.path();
-        let stripped = x.admitted.route.as_ref().and_then(|route| route.stripped(path));
-        let form = Form::of(stripped.unwrap_or(path), request.headers.get(CONTENT_TYPE));
+        let form = Form::of(x.answer.dialect, session.req_header().headers.get(CONTENT_TYPE));
         let (mut header, body) = rejection.response(form)?;
         header.insert_header(headers::REQUEST_ID, x.request_id())?;
         Ok(body::answer(session, header, body).await? && !closes)
@@ -111,6 +109,7 @@ impl ProxyHttp for Proxy {
         let peer = session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip());
         let raw = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
         let header = session.req_header_mut();
+        x.answer.dialect = Dialect::of(header.uri.path()); // until a route says more
         x.identity = Some(Identity::of(&header.headers, peer, &x.live.plan.server.trusted_proxies));
         headers::check(header, raw.as_deref())?;
         headers::to_origin_form(header)
@@ -131,8 +130,8 @@ impl ProxyHttp for Proxy {
 
     fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, x: &mut Exchange, mut e: Box<Error>) -> Box<Error> {
         log_failure(log::Level::Warn, x, &e);
-        x.way.ends(Outcome::ConnectFailed);
-        let again = x.admitted.pool.as_ref().is_some_and(|pool| x.way.fails(Failure::Connect, pool));
+        let outcome = Outcome::ConnectFailed;
+        let again = x.admitted.pool.as_ref().is_some_and(|pool| x.way.fails(Failure::Connect, outcome, pool));
         e.set_retry(again);
         e
     }
@@ -143,7 +142,7 @@ impl ProxyHttp for Proxy {
         };
         readdress(to, route, &pool.settings.path_prefix)?;
         let via = s.req_header().version;
-        headers::to_engine(to, identity, via, pool.settings.host.as_deref(), x.admitted.credentials_pass)
+        headers::to_engine(to, identity, via, pool.settings.host.as_ref(), x.admitted.credentials_pass)
     }
 
     async fn upstream_response_filter(&self, _: &mut Session, h: &mut ResponseHeader, x: &mut Exchange) -> Result<()> {
@@ -153,7 +152,7 @@ impl ProxyHttp for Proxy {
         x.answer.first_byte = Some(Instant::now());
         x.way.ends(Outcome::Answered);
         let kind = h.headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-        if kind.starts_with(b"text/event-stream") && !h.headers.contains_key(CONTENT_ENCODING) {
+        if is_event_stream(kind) && !h.headers.contains_key(CONTENT_ENCODING) {
             let last_event = LastEvent::of(x.answer.dialect);
             x.shared.unfinished.store(!last_event.was_seen(), Relaxed);
             x.answer.last_event = Some(last_event);
@@ -195,14 +194,16 @@ impl ProxyHttp for Proxy {
     ) -> Box<Error> {
         let begun = has_begun(session);
         let (end, _) = ending::of(&e, begun, &x.live.plan.server);
-        x.way.ends(outcome(&e, end));
         let lost = matches!(
             e.etype(),
             ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError | ErrorType::H2Error
         );
         let kept_alive = reused && lost && *e.esource() == ErrorSource::Upstream;
         let failure = if kept_alive { Failure::KeptAlive } else { Failure::Other };
-        let again = !begun && x.admitted.pool.as_ref().is_some_and(|pool| x.way.fails(failure, pool));
+        let again = !begun && x.admitted.pool.as_ref().is_some_and(|pool| x.way.fails(failure, outcome(&e, end), pool));
+        if begun {
+            x.way.ends(outcome(&e, end));
+        }
         if end != End::ClientGone {
             // That a kept connection ends is an engine's right.
             log_failure(if again { log::Level::Debug } else { log::Level::Warn }, x, &e);
@@ -262,6 +263,11 @@ fn readdress(to: &mut RequestHeader, route: &Route, prefix: &str) -> Result<()> 
     to.set_raw_path(path.as_bytes())
 }
 
+fn is_event_stream(kind: &[u8]) -> bool {
+    const KIND: &[u8] = b"text/event-stream";
+    kind.get(..KIND.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(KIND))
+}
+
 /// Whether the client has the beginning of an answer. A `100 Continue` is none.
 fn has_begun(session: &Session) -> bool {
     session.response_written().is_some_and(|header| !header.status.is_informational())
@@ -271,7 +277,7 @@ fn has_begun(session: &Session) -> bool {
 fn log_failure(level: log::Level, x: &Exchange, e: &Error) {
     if let Some(pool) = &x.admitted.pool {
         let (name, server) = (&pool.settings.name, x.way.server(pool));
-        log::log!(level, "request {}: server {name}/{server} failed: {}", x.request_id(), e.root_etype().as_str());
+        log::log!(level, "request {}: server {name}/{server} failed: {}", x.request_id(), ending::in_words(e));
     }
     // Pingora 0.9.1 quotes a header that it cannot read.
     if *e.root_etype() != ErrorType::InvalidHTTPHeader {

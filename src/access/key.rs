@@ -11,7 +11,7 @@ use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName};
 use sha2::{Digest as _, Sha256};
 
-use super::{Model, Route};
+use super::Route;
 
 /// The SHA-256 of a whole secret.
 pub type Digest = [u8; 32];
@@ -73,22 +73,13 @@ impl Keys {
         Ok(key)
     }
 
-    /// Whether the headers present the secret of any key here, be it valid or not: then it must not go on to an engine.
+    /// Whether the secret of any key here is among the credentials, in whatever form: then they must not go on to an engine.
     #[must_use]
     pub fn know(&self, headers: &HeaderMap) -> bool {
-        secrets(headers).any(|secret| self.0.contains_key(&digest(secret)))
-    }
-
-    /// How many secrets are known.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether no secret is known.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        let values =
+            CREDENTIALS.iter().flat_map(|name| headers.get_all(name)).map(|value| value.as_bytes().trim_ascii());
+        let words = values.flat_map(|value| [value, value.rsplit(|byte| *byte == b' ').next().unwrap_or(value)]);
+        words.into_iter().any(|word| self.0.contains_key(&digest(word)))
     }
 }
 
@@ -105,14 +96,6 @@ impl Key {
     #[must_use]
     pub fn may_use(&self, route: &Route) -> bool {
         self.routes.as_ref().is_none_or(|names| names.contains(&route.name))
-    }
-
-    /// The models out of `all` that this key may ask.
-    pub fn models_of<'m>(
-        &'m self,
-        all: impl Iterator<Item = &'m Arc<Model>> + 'm,
-    ) -> impl Iterator<Item = &'m Arc<Model>> + 'm {
-        all.filter(|model| self.may_ask(&model.name))
     }
 }
 
@@ -198,6 +181,10 @@ mod tests {
         assert!(keys().know(&headers));
         headers.insert("x-api-key", "an engine's own".parse().unwrap());
         assert!(!keys().know(&headers));
+        for form in ["off-secret", "Basic off-secret", "Bearer  off-secret "] {
+            let headers = HeaderMap::from_iter([(AUTHORIZATION, form.parse().unwrap())]);
+            assert!(keys().know(&headers), "{form}");
+        }
     }
 
     #[test]

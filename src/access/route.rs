@@ -74,6 +74,15 @@ pub enum PathPattern {
 #[derive(Debug, Default)]
 pub struct Routes(Vec<Arc<Route>>);
 
+/// A route, and the path under which it was found.
+#[derive(Debug)]
+pub struct Found<'r, 'p> {
+    /// The route.
+    pub route: &'r Arc<Route>,
+    /// The path with its escapes resolved and its empty segments gone: what it means, whoever reads it.
+    pub path: Cow<'p, str>,
+}
+
 /// Why a request has no route.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NoRoute {
@@ -98,16 +107,16 @@ impl Routes {
     ///
     /// # Errors
     /// [`NoRoute`], with the methods that would have been served where only the method is wrong.
-    pub fn find(&self, host: Option<&str>, path: &str, method: &Method) -> Result<&Arc<Route>, NoRoute> {
+    pub fn find<'p>(&self, host: Option<&str>, path: &'p str, method: &Method) -> Result<Found<'_, 'p>, NoRoute> {
         let eager = reading(path, Slashes::Decoded)?;
-        let found = self.first(host, &eager, method)?;
+        let route = self.first(host, &eager, method)?;
         if let Cow::Owned(_) = eager {
             let literal = reading(path, Slashes::AsSent)?;
-            if literal != eager && !self.first(host, &literal, method).is_ok_and(|other| Arc::ptr_eq(other, found)) {
+            if literal != eager && !self.first(host, &literal, method).is_ok_and(|other| Arc::ptr_eq(other, route)) {
                 return Err(NoRoute::Ambiguous);
             }
         }
-        Ok(found)
+        Ok(Found { route, path: eager })
     }
 
     /// All routes, in order.
@@ -124,6 +133,7 @@ impl Routes {
             }
             served.extend_from_slice(methods);
         }
+        served.sort_by(|one, other| one.as_str().cmp(other.as_str()));
         served.dedup();
         Err(if served.is_empty() { NoRoute::Unknown } else { NoRoute::Method(served) })
     }
@@ -284,20 +294,6 @@ fn escaped(digits: &mut impl Iterator<Item = u8>) -> Result<u8, NoRoute> {
     u8::try_from(high << 4 | low).map_err(|_| NoRoute::Ambiguous)
 }
 
-/// The path with its escapes resolved, for a model's name that came in one. `None` if it is not one.
-#[must_use]
-pub fn decoded(path: &str) -> Option<Cow<'_, str>> {
-    if !path.contains('%') {
-        return Some(Cow::Borrowed(path));
-    }
-    let mut read = Vec::with_capacity(path.len());
-    let mut bytes = path.bytes();
-    while let Some(byte) = bytes.next() {
-        read.push(if byte == b'%' { escaped(&mut bytes).ok()? } else { byte });
-    }
-    String::from_utf8(read).ok().map(Cow::Owned)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -330,7 +326,7 @@ mod tests {
 
     fn find(host: &str, path: &str, method: Method) -> String {
         match routes().find(Some(host), path, &method) {
-            Ok(route) => route.name.to_string(),
+            Ok(found) => found.route.name.to_string(),
             Err(NoRoute::Unknown) => "404".into(),
             Err(NoRoute::Method(served)) => {
                 format!("405 {}", served.iter().map(Method::as_str).collect::<Vec<_>>().join(","))
@@ -388,6 +384,12 @@ mod tests {
             assert_eq!(find("rest.example", path, Method::GET), found, "{path}");
         }
         assert_eq!(find("x", "/v1/models/org%2Fname", Method::GET), "v1");
+        assert_eq!(find("x", "/v1/model%73", Method::GET), "v1");
+        let routes = routes();
+        for (path, read) in [("/v1/model%73", "/v1/models"), ("//v1//chat%2Fcompletions", "/v1/chat/completions")] {
+            let method = if read.ends_with('s') && !read.contains("chat") { Method::GET } else { Method::POST };
+            assert_eq!(routes.find(None, path, &method).map(|found| found.path.into_owned()), Ok(read.to_owned()));
+        }
     }
 
     #[test]

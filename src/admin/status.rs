@@ -2,15 +2,18 @@
 
 use std::time::SystemTime;
 
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::time;
+use crate::config::plan::Plan;
+use crate::daemon::reload::Loaded;
 use crate::live::Live;
+use crate::observe::Gauged;
 use crate::pool::{Pool, Server, settings};
 
 /// What is in force, how its servers are, and how the configuration came in.
 #[must_use]
-pub fn status(live: &Live, started: SystemTime, config: Value) -> Value {
+pub fn status(live: &Live, started: SystemTime, config: &Loaded) -> Value {
     let plan = &live.plan;
     let pools: Map<String, Value> = live.pools().map(|pool| (pool.settings.name.to_string(), of_pool(pool))).collect();
     let models: Map<String, Value> = plan
@@ -27,10 +30,32 @@ pub fn status(live: &Live, started: SystemTime, config: Value) -> Value {
         "version": crate::VERSION,
         "revision": crate::REVISION,
         "started": time(started),
-        "config": config,
+        "config": of_config(plan, config),
         "pools": pools,
         "models": models,
         "keys": keys,
+    })
+}
+
+/// How the servers are now, for the metrics.
+pub fn gauged(live: &Live) -> impl Iterator<Item = Gauged<'_>> {
+    live.pools().flat_map(|pool| {
+        pool.members().map(|(server, settings)| Gauged {
+            pool: &pool.settings.name,
+            server: &settings.name,
+            in_flight: server.in_flight(),
+            up: server.is_up(),
+        })
+    })
+}
+
+fn of_config(plan: &Plan, loaded: &Loaded) -> Value {
+    let files: Vec<String> = plan.files.iter().map(|file| file.display().to_string()).collect();
+    json!({
+        "files": files,
+        "last_reload": time(loaded.at),
+        "faults": loaded.faults,
+        "restart_needed": loaded.restart_needed,
     })
 }
 
@@ -54,4 +79,9 @@ fn of_server(server: &Server, settings: &settings::Server) -> Value {
         "errors": server.errors(),
         "last_probe": health.probed.map(time),
     })
+}
+
+/// RFC 3339, UTC, to the millisecond.
+fn time(at: SystemTime) -> String {
+    Timestamp::try_from(at).map_or(String::new(), |at| format!("{at:.3}"))
 }

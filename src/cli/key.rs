@@ -54,9 +54,16 @@ impl New {
         let table = self.table(&secret);
         match &self.append {
             None => println!("# the secret, shown this once:\n# {secret}\n\n{table}"),
+            Some(file) if fs::read_to_string(file).is_ok_and(|text| text.parse::<toml::Table>().is_err()) => {
+                let said = format!("forebay: {} is not TOML; `forebay check -c` says where", file.display());
+                return Err(Failure::Usage(said));
+            }
             Some(file) if self.stands_in(file) => {
-                let said =
-                    format!("forebay: {} has a key {:?} already; choose another name", file.display(), self.name);
+                let said = format!(
+                    "forebay: {} has a key {:?} already; to change its secret, make one without --append and add its digest to `sha256`",
+                    file.display(),
+                    self.name
+                );
                 return Err(Failure::Usage(said));
             }
             Some(file) => {

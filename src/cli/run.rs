@@ -8,6 +8,7 @@ use clap::Args;
 use super::{Failure, Source};
 use crate::config::plan::Plan;
 use crate::daemon::Daemon;
+use crate::daemon::reload::Environment;
 use crate::observe::logger::Logger;
 use crate::observe::sink::Sink;
 use crate::observe::{AccessLog, Metrics, Observer};
@@ -26,16 +27,15 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let environment = self.source.environment();
+        let environment: Environment = Arc::new(self.source.environment());
         let plan =
-            Plan::load(&self.source.config, &environment).map_err(|faults| Failure::Usage(faults.to_string()))?;
+            Plan::load(&self.source.config, &*environment).map_err(|faults| Failure::Usage(faults.to_string()))?;
         let runtime = |e: &dyn std::fmt::Display| Failure::Runtime(e.to_string());
         let sink = Sink::new(std::io::stderr()).map_err(|e| runtime(&e))?;
         Logger::install(sink.clone(), plan.log.level);
         let metrics = Metrics::new().map_err(|e| runtime(&e))?;
         let observer = Arc::new(Observer::new(metrics, AccessLog::new(sink.clone(), plan.log.access)));
-        let daemon =
-            Daemon::bind(self.source.config, Box::new(environment), plan, observer).map_err(|e| runtime(&e))?;
+        let daemon = Daemon::bind(self.source.config, environment, plan, observer).map_err(|e| runtime(&e))?;
         let served = daemon.run();
         sink.flush(Duration::from_secs(1));
         served.map_err(|e| runtime(&e))

@@ -29,10 +29,10 @@ pub enum Listen {
     Unix(PathBuf),
 }
 
-/// A server as a table.
+/// A server that was written as a table.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ServerTable {
+struct ServerEntry {
     address: Spanned<Address>,
     #[serde(default = "one")]
     weight: u32,
@@ -45,7 +45,7 @@ struct ServerTable {
 /// A server in either of its forms.
 enum Written {
     Address(Address),
-    Table(ServerTable),
+    Table(ServerEntry),
 }
 
 fn one() -> u32 {
@@ -60,6 +60,9 @@ fn parse_address(text: &str) -> Result<Address, String> {
     }
     if text.starts_with("unix:") {
         return Err(format!("{text:?} is a unix socket; write \"host:port\""));
+    }
+    if let Some((address, _)) = text.split_once('/') {
+        return Err(format!("{text:?} has a path; write {address:?}, and put the path into `path_prefix`"));
     }
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
@@ -167,7 +170,7 @@ impl<'de> Deserialize<'de> for Written {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Written, A::Error> {
-                ServerTable::deserialize(MapAccessDeserializer::new(map)).map(Written::Table)
+                ServerEntry::deserialize(MapAccessDeserializer::new(map)).map(Written::Table)
             }
         }
 
@@ -194,7 +197,7 @@ mod tests {
             ("a:b:80", Err("\"a:b:80\" has a port that is not between 1 and 65535")),
             ("unix:/run/a", Err("\"unix:/run/a\" is a unix socket; write \"host:port\"")),
             (":80", Err("\":80\" is not an address; write such as \"10.0.0.11:8000\"")),
-            ("a/b:80", Err("\"a/b:80\" is not an address; write such as \"10.0.0.11:8000\"")),
+            ("a:80/v1", Err("\"a:80/v1\" has a path; write \"a:80\", and put the path into `path_prefix`")),
         ];
         for (text, expected) in cases {
             let address = parse_address(text).map(|address| address.to_string());

@@ -24,6 +24,11 @@ use crate::pool::{PoolId, Settings, settings};
 /// The name of the route that serves where none is configured.
 const DEFAULT_ROUTE: &str = "default";
 
+/// More worker threads than this no machine has cores for.
+const MOST_THREADS: usize = 1024;
+/// More idle connections than this no process has descriptors for.
+const MOST_IDLE: usize = 1_000_000;
+
 /// The plan that was written, and all that is wrong with it; with faults it is none to run.
 pub(super) fn compile(loaded: Loaded) -> (Plan, Vec<Fault>) {
     let Loaded { config, sources, declared, faults } = loaded;
@@ -47,6 +52,7 @@ impl Compiler<'_> {
     fn plan(&mut self, config: &Config) -> Plan {
         self.listeners(config);
         self.names(config);
+        self.bounds(&config.server);
         let pools = config.pool.iter().map(|(name, pool)| Arc::new(self.pool(name.get_ref(), pool))).collect();
         let models = Models::new(config.model.iter().map(|(name, model)| self.model(name, model)).collect());
         let routes = self.routes(config);
@@ -97,6 +103,17 @@ impl Compiler<'_> {
         self.once("the listener", config.server.listen.iter().chain(&config.admin.listen).filter(fixed));
     }
 
+    /// What a machine could never give.
+    fn bounds(&mut self, server: &super::ServerTable) {
+        for (key, value, most) in
+            [("threads", &server.threads, MOST_THREADS), ("upstream_idle", &server.upstream_idle, MOST_IDLE)]
+        {
+            if *value.get_ref() > most {
+                self.fault(&value.span(), format!("`{key}` is more than any machine gives; write {most} at most"));
+            }
+        }
+    }
+
     /// Names are metric labels, and what other tables refer to.
     fn names(&mut self, config: &Config) {
         let routes = config.route.iter().map(|route| ("route", &route.get_ref().name));
@@ -137,7 +154,7 @@ impl Compiler<'_> {
             name: name.into(),
             servers,
             balance: pool.balance,
-            host: host.map(|host| host.get_ref().as_str().into()),
+            host: host.and_then(|host| HeaderValue::from_str(host.get_ref()).ok()),
             path_prefix: prefix.into(),
             health: self.health(pool.engine, &pool.health),
             connect: some(pool.timeouts.connect),
@@ -162,13 +179,14 @@ impl Compiler<'_> {
     }
 
     fn health(&mut self, engine: Engine, health: &super::Health) -> Health {
-        let check = match &health.path {
-            None => engine.health_path().map_or(Check::Tcp, |path| Check::Http(path.into())),
-            Some(path) if path.get_ref().is_empty() => Check::Tcp,
-            Some(path) => {
-                self.path("path", path);
-                Check::Http(path.get_ref().as_str().into())
-            }
+        let path = health.path.as_ref().map(|path| path.get_ref().as_str());
+        let path = path.or(engine.health_path()).unwrap_or_default();
+        if let Some(written) = health.path.as_ref().filter(|_| !path.is_empty()) {
+            self.path("path", written);
+        }
+        let check = match path.parse() {
+            Ok(path) => Check::Http(path),
+            Err(_) => Check::Tcp, // there is none, or it is a fault
         };
         Health {
             check,
@@ -202,7 +220,7 @@ impl Compiler<'_> {
 
     fn model(&mut self, name: &Spanned<String>, model: &super::Model) -> Model {
         let written = name.get_ref();
-        if written.is_empty() || written[..written.len() - 1].contains('*') {
+        if written.is_empty() || written.strip_suffix('*').unwrap_or(written).contains('*') {
             self.fault(&name.span(), "a model's name must not be empty and may have a `*` at its end only");
         }
         Model {
@@ -387,14 +405,14 @@ fn server(server: &super::ServerTable) -> Server {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     Server {
         listen: server.listen.iter().map(|listen| listen.get_ref().clone()).collect(),
-        threads: if server.threads == 0 { cores() } else { server.threads },
+        threads: if *server.threads.get_ref() == 0 { cores() } else { *server.threads.get_ref() },
         max_body: server.max_body.0,
         trusted_proxies: server.trusted_proxies.clone(),
         header_timeout: some(server.header_timeout).unwrap_or(Duration::MAX),
         body_timeout: some(server.body_timeout).unwrap_or(Duration::MAX),
         keepalive: server.keepalive,
         drain: server.drain,
-        upstream_idle: server.upstream_idle,
+        upstream_idle: *server.upstream_idle.get_ref(),
     }
 }
 

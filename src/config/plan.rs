@@ -238,6 +238,24 @@ mod tests {
     }
 
     #[test]
+    fn what_no_machine_gives_and_no_one_could_ask_for_is_said() {
+        for (text, expected) in [
+            ("[server]\nthreads = 100000", "main:2:11: `threads` is more than any machine gives; write 1024 at most"),
+            (
+                "[server]\nupstream_idle = 9000000000000",
+                "main:2:17: `upstream_idle` is more than any machine gives; write 1000000 at most",
+            ),
+            (
+                "[model.\"a*b\"]\npool = \"p\"",
+                "main:1:8: a model's name must not be empty and may have a `*` at its end only",
+            ),
+        ] {
+            assert_eq!(faults(text), [expected], "{text}");
+        }
+        assert!(faults("[model.\"modèlé\"]\npool = \"p\"\n[model.\"é*\"]\npool = \"p\"").is_empty());
+    }
+
+    #[test]
     fn a_key_that_leads_nowhere_is_said() {
         let nothing = "main:2:8: the key \"k\" can ask for nothing: no model and no route by pool admits it";
         let route = |lines: &str| format!("\n[[route]]\nname = \"chat\"\npath = \"/v1/*\"\n{lines}");

@@ -63,6 +63,15 @@ pub fn header_complete() {
     let _ = CONNECTION.try_with(|connection| connection.enter(Phase::Busy)); // elsewhere nobody watches
 }
 
+// === impl Limits ===
+
+impl Limits {
+    /// How often a connection is looked at: no phase may last longer unseen than it may last.
+    fn finest(self) -> Duration {
+        self.header.min(self.keepalive.max(GRACE)).min(Duration::from_secs(3600))
+    }
+}
+
 // === impl Connection ===
 
 impl Default for Connection {
@@ -95,7 +104,7 @@ impl Connection {
             if age >= limit {
                 return log::debug!("closing a connection: {phase:?} for {age:?}");
             }
-            let look = if stopping { GRACE / 4 } else { limits.header.min(Duration::from_secs(3600)) };
+            let look = if stopping { GRACE / 4 } else { limits.finest() };
             tokio::select! {
                 () = tokio::time::sleep((limit - age).min(look)) => {}
                 changed = stop.changed(), if !stopping => stopping = changed.is_ok(),
@@ -123,7 +132,8 @@ impl<A> Edge<A> {
     pub fn new(app: Arc<A>, connection: Arc<Connection>, limits: Limits) -> Self {
         let mut options = HttpServerOptions::default();
         options.h2c = true;
-        options.h2_idle_timeout = Some(limits.keepalive);
+        // With no time at all Pingora would end a connection before its first stream.
+        options.h2_idle_timeout = Some(limits.keepalive.max(GRACE));
         Self { app, connection, options }
     }
 }

@@ -62,15 +62,15 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
                 _ = stop.wait_for(|stop| *stop) => break,
                 accepted = listener.accept() => accepted,
             };
-            self.admit(accepted).await;
+            self.take(accepted).await;
         }
         for accepted in listener.rest()? {
-            self.admit(accepted).await;
+            self.take(accepted).await;
         }
         Ok(())
     }
 
-    async fn admit(&self, accepted: io::Result<L4Stream>) {
+    async fn take(&self, accepted: io::Result<L4Stream>) {
         match accepted {
             Ok(stream) => drop(tokio::spawn(self.clone().serve(stream))),
             Err(e) => {

@@ -3,9 +3,11 @@
 //! The questions are pingora-load-balancing's; when to ask, how long to wait in all, and what an answer means is ours.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
+use http::header::HOST;
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
 use pingora::protocols::l4::socket::SocketAddr as PeerAddr;
@@ -21,6 +23,7 @@ use crate::live::Live;
 use crate::pool::server::{Probed, State};
 use crate::pool::settings::{Check, Health};
 use crate::pool::{Pool, Server, Settings};
+use crate::proxy::ending::in_words;
 
 /// The type under which an answer that is not well comes out of a check, with its status.
 const STATUS: &str = "ProbeStatus";
@@ -43,16 +46,15 @@ impl Probes {
         let mut tasks = JoinSet::new();
         for pool in live.pools() {
             let check = check(&pool.settings);
-            let waited = (!pool.is_usable()).then_some(&waited);
             for (place, server) in pool.servers.iter().enumerate() {
-                let waited = waited.filter(|_| !server.is_probed()).cloned();
+                let waited = (!server.is_probed()).then(|| waited.clone());
                 tasks.spawn(watch(pool.clone(), place, check.clone(), waited));
             }
         }
         Self { _tasks: tasks, first }
     }
 
-    /// Waits until the pools that were of no use at the start have been probed: at most twice the longest time-out of a probe.
+    /// Waits until the servers that were not probed before have been: at most the longest time-out of a probe.
     pub async fn first_round(&mut self) {
         while self.first.recv().await.is_some() {}
     }
@@ -69,19 +71,16 @@ static CONNECT: LazyLock<Question> = LazyLock::new(|| {
 });
 
 /// Probes one server for ever. Gives up `waited` when it has been probed.
-async fn watch(pool: Arc<Pool>, place: usize, check: Option<Question>, waited: Option<mpsc::Sender<Infallible>>) {
-    let Health { interval: every, timeout: limit, rules, port, .. } = pool.settings.health;
+async fn watch(pool: Arc<Pool>, place: usize, check: Question, waited: Option<mpsc::Sender<Infallible>>) {
+    let health = &pool.settings.health;
     let (server, name) = (&pool.servers[place], &pool.settings.servers[place].name);
     let (mut resolver, mut waited) = (Resolver::default(), waited);
-    let mut ticks = interval(every);
+    let mut ticks = interval(health.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let probed = match &check {
-            Some(check) => probe(server, &mut resolver, &**check, port, limit).await,
-            None => Probed::Failed("its path or host cannot be asked for".to_owned()),
-        };
-        if let Some(change) = server.observe(probed, rules, SystemTime::now()) {
+        let probed = probe(server, &mut resolver, &check, health).await;
+        if let Some(change) = server.observe(probed, health.rules, SystemTime::now()) {
             let (from, to) = (change.from.as_str(), change.to.as_str());
             let pool = &pool.settings.name;
             let level = if change.to == State::Down { log::Level::Warn } else { log::Level::Info };
@@ -91,62 +90,57 @@ async fn watch(pool: Arc<Pool>, place: usize, check: Option<Question>, waited: O
     }
 }
 
-/// Asks once.
-async fn probe(
-    server: &Server,
-    resolver: &mut Resolver,
-    check: &(dyn HealthCheck + Send + Sync),
-    port: Option<u16>,
-    limit: Duration,
-) -> Probed {
-    let mut address = match resolver.address(server, !server.is_up(), limit).await {
-        Ok(address) => address,
-        Err(why) => return Probed::Failed(why),
+/// Asks once: at each address of the server until one answers, all within `limit`.
+async fn probe(server: &Server, resolver: &mut Resolver, check: &Question, health: &Health) -> Probed {
+    let asked = async {
+        let mut last = Probed::Failed("it has no address".to_owned());
+        let addresses = match resolver.addresses(server).await {
+            Ok(addresses) => addresses,
+            Err(why) => return Probed::Failed(why),
+        };
+        for address in addresses {
+            let port = health.port.unwrap_or(address.port());
+            let addr = PeerAddr::Inet(SocketAddr::new(address.ip(), port));
+            let probed = match check.check(&Backend { addr, weight: 1, ext: Default::default() }).await {
+                Ok(()) => Probed::Alive,
+                Err(e) => failed(&e),
+            };
+            if !matches!(probed, Probed::Failed(_)) {
+                server.resolves_to(address);
+                return probed;
+            }
+            last = probed;
+        }
+        last
     };
-    if let Some(port) = port {
-        address.set_port(port);
-    }
-    let backend = Backend { addr: PeerAddr::Inet(address), weight: 1, ext: Default::default() };
-    let probed = match timeout(limit, check.check(&backend)).await {
-        Ok(Ok(())) => Probed::Alive,
-        Ok(Err(e)) => failed(&e),
-        Err(_) => Probed::Failed(format!("no answer to the probe in {} s", limit.as_secs_f32())),
-    };
-    resolver.failed = matches!(probed, Probed::Failed(_));
-    probed
+    let late = || Probed::Failed(format!("no answer to the probe in {} s", health.timeout.as_secs_f32()));
+    timeout(health.timeout, asked).await.unwrap_or_else(|_| late())
 }
 
 fn failed(e: &Error) -> Probed {
     let why = match e.root_etype() {
         ErrorType::CustomCode(STATUS, status @ (401 | 403 | 429)) => return Probed::Refused(*status),
         ErrorType::CustomCode(STATUS, status) => format!("the probe was answered with {status}"),
-        ErrorType::ConnectRefused => "connection refused".to_owned(),
-        ErrorType::ConnectNoRoute => "no route to it".to_owned(),
-        ErrorType::ConnectionClosed => "it closed the probe's connection".to_owned(),
-        other => format!("the probe failed: {}", other.as_str()),
+        _ => in_words(e).to_owned(),
     };
     Probed::Failed(why)
 }
 
-/// The question for a pool's servers, without time-outs of its own. `None` if it cannot be put.
-fn check(settings: &Settings) -> Option<Question> {
-    match &settings.health.check {
-        Check::Tcp => Some(CONNECT.clone()),
-        Check::Http(path) => {
-            let mut check = HttpHealthCheck::new_custom("forebay", false, connector());
-            check.peer_template.options.connection_timeout = None;
-            check.peer_template.options.read_timeout = None;
-            check.req.set_uri(path.parse().ok()?);
-            if let Some(host) = &settings.host {
-                check.req.insert_header("host", &**host).ok()?;
-            }
-            check.validator = Some(Box::new(|answer| match answer.status.as_u16() {
-                200..300 => Ok(()),
-                status => Err(Error::new(ErrorType::CustomCode(STATUS, status))),
-            }));
-            Some(Arc::new(check))
-        }
+/// The question for a pool's servers, without time-outs of its own.
+fn check(settings: &Settings) -> Question {
+    let Check::Http(path) = &settings.health.check else { return CONNECT.clone() };
+    let mut check = HttpHealthCheck::new_custom("forebay", false, connector());
+    check.peer_template.options.connection_timeout = None;
+    check.peer_template.options.read_timeout = None;
+    check.req.set_uri(path.clone());
+    if let Some(host) = &settings.host {
+        check.req.insert_header(HOST, host).expect("a header value is one");
     }
+    check.validator = Some(Box::new(|answer| match answer.status.as_u16() {
+        200..300 => Ok(()),
+        status => Err(Error::new(ErrorType::CustomCode(STATUS, status))),
+    }));
+    Arc::new(check)
 }
 
 /// How a check connects. It speaks no TLS: without a file of its own it would read the system's roots, some 10 ms a pool.

@@ -1,21 +1,18 @@
 //! Reads the configuration again and puts it in force, or changes nothing.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use serde_json::{Value, json};
 
 use super::probe::Probes;
-use crate::config::Faults;
 use crate::config::plan::Plan;
 use crate::live::{Current, Live};
 use crate::observe::Observer;
 
 /// Where the values of `${NAME}` come from.
-pub type Environment = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
+pub type Environment = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 /// Where the configuration comes from and goes to.
 pub struct Reloader {
@@ -23,20 +20,24 @@ pub struct Reloader {
     environment: Environment,
     current: Arc<Current>,
     observer: Arc<Observer>,
-    state: Mutex<Reloaded>,
+    /// What the process was started with.
+    started: Arc<Live>,
+    loaded: Mutex<Loaded>,
+    probes: Mutex<Option<Probes>>,
+    /// Held by the one reload that is under way.
     turn: tokio::sync::Mutex<()>,
 }
 
-/// How the last reload went, with the probes of what it put in force.
-struct Reloaded {
-    at: SystemTime,
-    faults: Vec<String>,
-    /// `None` until the runtime is there.
-    probes: Option<Probes>,
+/// How the configuration was last read.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// When.
+    pub at: SystemTime,
+    /// What was wrong with it; then the one before stays in force.
+    pub faults: Vec<String>,
+    /// The settings in force that wait for a restart.
+    pub restart_needed: Vec<&'static str>,
 }
-
-/// What a reload does not change: the sockets and threads that the process was started with.
-const FIXED: &str = "`[server] listen`, `threads` and `upstream_idle` and `[admin] listen` hold until a restart";
 
 // === impl Reloader ===
 
@@ -46,70 +47,84 @@ impl Reloader {
     pub fn new(path: PathBuf, environment: Environment, current: Arc<Current>, observer: Arc<Observer>) -> Self {
         let at = SystemTime::now();
         observer.metrics.reloaded(true, seconds(at));
-        let state = Mutex::new(Reloaded { at, faults: vec![], probes: None });
-        Self { path, environment, current, observer, state, turn: tokio::sync::Mutex::default() }
+        Self {
+            path,
+            environment,
+            started: current.live(),
+            current,
+            observer,
+            loaded: Mutex::new(Loaded { at, faults: vec![], restart_needed: vec![] }),
+            probes: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Begins to probe what is in force. To be called inside the runtime.
     pub fn start_probes(&self) {
-        self.state.lock().probes = Some(Probes::start(&self.current.live()));
+        *self.probes.lock() = Some(Probes::start(&self.current.live()));
     }
 
     /// Reads the files and puts them in force for all requests from now on. Requests under way keep what they began with.
     ///
-    /// A pool that is new is probed first, so that a model that moves to it is served without a gap.
+    /// Servers that are new are probed first, so that a model that moves to them is served without a gap.
     ///
     /// # Errors
     /// Every fault there is; then nothing has changed.
-    pub async fn reload(&self) -> Result<(), Faults> {
-        let _turn = self.turn.lock().await; // one at a time
-        let plan = Plan::load(&self.path, &self.environment);
-        let faults = plan.as_ref().err().map_or(vec![], |faults| faults.iter().map(ToString::to_string).collect());
-        faults.iter().for_each(|fault| log::error!("not reloaded: {fault}"));
+    pub async fn reload(&self) -> Result<Loaded, Vec<String>> {
+        let _turn = self.turn.lock().await;
+        let (path, environment) = (self.path.clone(), self.environment.clone());
+        let plan = tokio::task::spawn_blocking(move || Plan::load(&path, &*environment)).await;
+        let plan = match plan {
+            Ok(Ok(plan)) => Ok(plan),
+            Ok(Err(faults)) => Err(faults.iter().map(ToString::to_string).collect()),
+            Err(panicked) => Err(vec![format!("the configuration could not be read: {panicked}")]),
+        };
         let reloaded = match plan {
-            Ok(plan) => {
-                self.put_in_force(plan).await;
-                log::info!("configuration reloaded");
-                Ok(())
-            }
+            Ok(plan) => Ok(self.put_in_force(plan).await),
             Err(faults) => Err(faults),
         };
-        let mut state = self.state.lock();
-        (state.at, state.faults) = (SystemTime::now(), faults);
-        self.observer.metrics.count_reload(reloaded.is_ok()); // what is counted is in force
-        self.observer.metrics.reloaded(reloaded.is_ok(), seconds(state.at));
-        reloaded
-    }
-
-    /// The files, when they were last read, and what was wrong with them.
-    #[must_use]
-    pub fn status(&self) -> Value {
-        let state = self.state.lock();
-        let files: Vec<String> = self.current.live().plan.files.iter().map(|file| file.display().to_string()).collect();
-        json!({"files": files, "last_reload": crate::admin::time(state.at), "faults": state.faults})
-    }
-
-    async fn put_in_force(&self, plan: Plan) {
-        let former = self.current.live();
-        let (old, new) = (&former.plan, &plan);
-        if (&old.server.listen, old.server.threads, old.server.upstream_idle, &old.admin.listen)
-            != (&new.server.listen, new.server.threads, new.server.upstream_idle, &new.admin.listen)
-        {
-            log::warn!("{FIXED}");
+        let mut loaded = self.loaded.lock();
+        loaded.at = SystemTime::now();
+        match &reloaded {
+            Ok(restart_needed) => {
+                loaded.faults.clear();
+                loaded.restart_needed.clone_from(restart_needed);
+                restart_needed.iter().for_each(|setting| log::warn!("`{setting}` holds until a restart"));
+                log::info!("configuration reloaded");
+            }
+            Err(faults) => {
+                faults.iter().for_each(|fault| log::error!("not reloaded: {fault}"));
+                loaded.faults.clone_from(faults);
+            }
         }
-        let live = Live::new(plan, Some(&former));
+        self.observer.metrics.count_reload(reloaded.is_ok()); // what is counted is in force
+        self.observer.metrics.reloaded(reloaded.is_ok(), seconds(loaded.at));
+        reloaded.map(|_| loaded.clone())
+    }
+
+    /// How the configuration was last read.
+    #[must_use]
+    pub fn loaded(&self) -> Loaded {
+        self.loaded.lock().clone()
+    }
+
+    /// The settings that wait for a restart.
+    async fn put_in_force(&self, plan: Plan) -> Vec<&'static str> {
+        let (runs, wanted) = (&self.started.plan, &plan);
+        let fixed = [
+            ("[server] listen", runs.server.listen == wanted.server.listen),
+            ("[server] threads", runs.server.threads == wanted.server.threads),
+            ("[server] upstream_idle", runs.server.upstream_idle == wanted.server.upstream_idle),
+            ("[admin] listen", runs.admin.listen == wanted.admin.listen),
+        ];
+        let live = Live::new(plan, Some(&self.current.live()));
         let mut probes = Probes::start(&live);
         probes.first_round().await;
         log::set_max_level(live.plan.log.level);
         self.observer.set_access_log(live.plan.log.access);
         self.current.replace(live);
-        self.state.lock().probes = Some(probes);
-    }
-}
-
-impl fmt::Debug for Reloader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reloader").field("path", &self.path).finish_non_exhaustive()
+        *self.probes.lock() = Some(probes);
+        fixed.into_iter().filter(|(_, same)| !same).map(|(setting, _)| setting).collect()
     }
 }
 

@@ -1,10 +1,10 @@
-//! Host name → address, without holding anything up.
+//! Host name → addresses, without holding anything up.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::lookup_host;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::pool::Server;
 use crate::pool::settings::Address;
@@ -12,50 +12,47 @@ use crate::pool::settings::Address;
 /// How long an answer is believed.
 const AGE: Duration = Duration::from_secs(30);
 
-/// Keeps one server's address fresh.
+/// Keeps one server's addresses fresh.
 #[derive(Debug, Default)]
 pub struct Resolver {
+    answers: Vec<SocketAddr>,
     asked: Option<Instant>,
-    /// Whether the last probe at the address failed.
-    pub failed: bool,
 }
 
 // === impl Resolver ===
 
 impl Resolver {
-    /// The server's address. `doubt`: the one known did not answer, so it is asked for again.
-    ///
-    /// A name that no longer resolves keeps its last address. Of several addresses the first is taken that answers.
+    /// Where the server may be reached; where it was last reached comes first. A name that no longer resolves keeps its last
+    /// addresses.
     ///
     /// # Errors
     /// Why there is none, for people.
-    pub async fn address(&mut self, server: &Server, doubt: bool, limit: Duration) -> Result<SocketAddr, String> {
+    pub async fn addresses(&mut self, server: &Server) -> Result<Vec<SocketAddr>, String> {
         let Address::Name { host, port } = &server.address else {
-            return server.resolved().ok_or_else(|| "has no address".to_owned());
+            return Ok(server.resolved().into_iter().collect());
         };
-        let known = server.resolved();
-        let fresh = !doubt && self.asked.is_some_and(|asked| asked.elapsed() < AGE);
-        if let (Some(known), true) = (known, fresh) {
-            return Ok(known);
-        }
-        self.asked = Some(Instant::now());
-        match timeout(limit, lookup_host((&**host, *port))).await {
-            Ok(Ok(answers)) => {
-                let answers: Vec<SocketAddr> = answers.collect();
-                let address = choose(&answers, known, doubt && self.failed);
-                address.inspect(|address| server.resolves_to(*address)).ok_or(format!("{host} has no address"))
+        // While it does not answer, where it is may have changed.
+        let fresh = server.is_up() && self.asked.is_some_and(|asked| asked.elapsed() < AGE);
+        if !fresh {
+            self.asked = Some(Instant::now());
+            match lookup_host((&**host, *port)).await {
+                Ok(answers) => self.answers = answers.collect(),
+                Err(e) if self.answers.is_empty() && server.resolved().is_none() => {
+                    return Err(format!("{host} does not resolve: {e}"));
+                }
+                Err(_) => {}
             }
-            Ok(Err(e)) => known.ok_or(format!("{host} does not resolve: {e}")),
-            Err(_) => known.ok_or(format!("{host} does not resolve: no answer in time")),
         }
+        let all = in_order(server.resolved(), &self.answers);
+        if all.is_empty() { Err(format!("{host} has no address")) } else { Ok(all) }
     }
 }
 
-/// The address known if it is still among the answers, or the one after it if that is to be left.
-fn choose(answers: &[SocketAddr], known: Option<SocketAddr>, leave: bool) -> Option<SocketAddr> {
-    let at = answers.iter().position(|answer| Some(*answer) == known);
-    let at = at.map_or(0, |at| (at + usize::from(leave)) % answers.len());
-    answers.get(at).copied()
+/// The address known first, unless the answers are there and it is not among them.
+fn in_order(known: Option<SocketAddr>, answers: &[SocketAddr]) -> Vec<SocketAddr> {
+    let known = known.filter(|known| answers.is_empty() || answers.contains(known));
+    let others = answers.iter().copied().filter(|answer| Some(*answer) != known);
+    known.into_iter().chain(others).collect()
 }
 
 #[cfg(test)]
@@ -63,25 +60,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_kept_while_it_answers_and_left_for_the_next_when_it_does_not() {
+    fn the_address_that_answered_is_tried_first_and_the_others_after_it() {
         let address = |n: u8| SocketAddr::from(([10, 0, 0, n], 80));
-        for (answers, known, leave, expected) in [
-            (&[][..], None, false, None),
-            (&[], Some(1), true, None),
-            (&[1, 2], None, false, Some(1)),
-            (&[1, 2], None, true, Some(1)),
-            (&[1, 2], Some(2), false, Some(2)),
-            (&[1, 2], Some(1), true, Some(2)),
-            (&[1, 2], Some(2), true, Some(1)),
-            (&[1], Some(1), true, Some(1)),
-            (&[2, 3], Some(1), false, Some(2)),
+        for (known, answers, expected) in [
+            (None, &[][..], &[][..]),
+            (Some(1), &[], &[1]),
+            (None, &[1, 2], &[1, 2]),
+            (Some(2), &[1, 2, 3], &[2, 1, 3]),
+            (Some(1), &[2, 3], &[2, 3]),
         ] {
-            let answers: Vec<SocketAddr> = answers.iter().copied().map(address).collect();
-            assert_eq!(
-                choose(&answers, known.map(address), leave),
-                expected.map(address),
-                "{answers:?} {known:?} {leave}"
-            );
+            let all = |numbers: &[u8]| numbers.iter().copied().map(address).collect::<Vec<_>>();
+            assert_eq!(in_order(known.map(address), &all(answers)), all(expected), "{known:?} {answers:?}");
         }
     }
 }

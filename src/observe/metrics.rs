@@ -1,10 +1,10 @@
 //! Every metric, in one list. Labels come from the configuration only, never from what clients send.
 
+use parking_lot::Mutex;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Encoder, Gauge, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, Result, TextEncoder};
 
 use super::Record;
-use crate::live::Live;
 
 /// The registry and all that is in it.
 #[derive(Debug)]
@@ -17,6 +17,21 @@ pub struct Metrics {
     reloads: IntCounterVec,
     reload_successful: IntGauge,
     reload_timestamp: Gauge,
+    /// Held while the gauges of what is now are set and read.
+    scrape: Mutex<()>,
+}
+
+/// A server as it is now.
+#[derive(Debug, Clone, Copy)]
+pub struct Gauged<'s> {
+    /// Its pool's name.
+    pub pool: &'s str,
+    /// Its name.
+    pub server: &'s str,
+    /// Its requests in flight.
+    pub in_flight: u32,
+    /// Whether it is used.
+    pub up: bool,
 }
 
 /// The label of what has none: a request without a route, a route without a model.
@@ -59,7 +74,17 @@ impl Metrics {
         registry.register(Box::new(reload_timestamp.clone()))?;
         let process = i32::try_from(std::process::id()).unwrap_or(0);
         registry.register(Box::new(ProcessCollector::new(process, "")))?;
-        Ok(Self { registry, requests, in_flight, server_up, attempts, reloads, reload_successful, reload_timestamp })
+        Ok(Self {
+            registry,
+            requests,
+            in_flight,
+            server_up,
+            attempts,
+            reloads,
+            reload_successful,
+            reload_timestamp,
+            scrape: Mutex::default(),
+        })
     }
 
     /// A request has ended.
@@ -85,19 +110,17 @@ impl Metrics {
         self.reloads.with_label_values(&[if successful { "success" } else { "failure" }]).inc();
     }
 
-    /// All of it in Prometheus' text format, with what is in flight now.
+    /// All of it in Prometheus' text format, with how the servers are now.
     ///
     /// # Errors
     /// When it cannot be encoded.
-    pub fn text(&self, live: &Live) -> Result<Vec<u8>> {
+    pub fn text<'s>(&self, servers: impl Iterator<Item = Gauged<'s>>) -> Result<Vec<u8>> {
+        let _scrape = self.scrape.lock();
         self.in_flight.reset();
         self.server_up.reset();
-        for pool in live.pools() {
-            for (server, settings) in pool.members() {
-                let labels = [&*pool.settings.name, &*settings.name];
-                self.in_flight.with_label_values(&labels).set(i64::from(server.in_flight()));
-                self.server_up.with_label_values(&labels).set(i64::from(server.is_up()));
-            }
+        for Gauged { pool, server, in_flight, up } in servers {
+            self.in_flight.with_label_values(&[pool, server]).set(i64::from(in_flight));
+            self.server_up.with_label_values(&[pool, server]).set(i64::from(up));
         }
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;

@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{HeaderValue, Uri};
+
 use super::balance::Balance;
 use super::server::Rules;
 
@@ -18,7 +20,7 @@ pub struct Settings {
     /// The rule that picks one.
     pub balance: Balance,
     /// The `Host` sent to the engines; `None`: the client's.
-    pub host: Option<Box<str>>,
+    pub host: Option<HeaderValue>,
     /// Put before the path; no trailing slash.
     pub path_prefix: Box<str>,
     /// How its servers are probed.
@@ -79,7 +81,7 @@ pub struct Health {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Check {
     /// A GET of this path, answered with 2xx.
-    Http(Box<str>),
+    Http(Uri),
     /// A connection, accepted.
     Tcp,
 }

@@ -39,7 +39,7 @@ impl Dialect {
     pub fn of(path: &str) -> Self {
         match path {
             "/v1/chat/completions" | "/v1/completions" => Self::Completions,
-            "/v1/messages" => Self::Messages,
+            _ if path == "/v1/messages" || path.starts_with("/v1/messages/") => Self::Messages,
             "/v1/responses" => Self::Responses,
             _ => Self::Other,
         }

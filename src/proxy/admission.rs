@@ -13,7 +13,7 @@ use super::exchange::Exchange;
 use super::rejection::Rejection;
 use super::{Proxy, body, headers, listing};
 use crate::access::Model;
-use crate::access::route::{Auth, NoRoute, Target, decoded};
+use crate::access::route::{Auth, NoRoute, Target};
 use crate::live::Live;
 use crate::pool::PoolId;
 use crate::prompt::Dialect;
@@ -25,15 +25,17 @@ impl Proxy {
         let live = x.live.clone();
         let header = session.req_header();
         let path = header.uri.path();
-        if path == "/health" && matches!(header.method, Method::GET | Method::HEAD) {
+        let reads = matches!(header.method, Method::GET | Method::HEAD);
+        if path == "/health" && reads {
             x.recorded = false;
             return self.health(session).await;
         }
-        let found = live.plan.routes.find(headers::host(header), path, &header.method);
-        let route = x.admitted.route.insert(found.map_err(no_route)?.clone()).clone();
-        let engine_path =
-            route.stripped(path).ok_or(Rejection::Malformed("its path does not keep the route's prefix"))?;
-        x.answer.dialect = Dialect::of(engine_path);
+        let found = live.plan.routes.find(headers::host(header), path, &header.method).map_err(no_route)?;
+        let route = x.admitted.route.insert(found.route.clone()).clone();
+        x.answer.dialect = Dialect::of(route.stripped(&found.path).unwrap_or_default());
+        if route.stripped(path).is_none() {
+            return Err(Rejection::Malformed("its path does not keep the route's prefix").into());
+        }
         match route.auth {
             Auth::None => x.admitted.credentials_pass = !live.plan.keys.know(&header.headers),
             Auth::Key => {
@@ -44,7 +46,7 @@ impl Proxy {
                 }
             }
         }
-        if let Some(listed) = route.lists_models(path) {
+        if let (Some(listed), true) = (route.lists_models(&found.path), reads) {
             let listed = listed.map(str::to_owned);
             return self.list(session, x, listed.as_deref()).await;
         }
@@ -94,10 +96,7 @@ impl Proxy {
         let live = x.live.clone();
         let body = match id {
             None => listing::all(&live.plan, x.admitted.key.as_deref()),
-            Some(id) => {
-                let id = decoded(id).ok_or(Rejection::UnknownModel(id.into()))?;
-                listing::one(&live.plan, &*model(&live, x, &id)?, &id)
-            }
+            Some(id) => listing::one(&live.plan, &*model(&live, x, id)?, id),
         };
         let mut header = listing::header(&body)?;
         header.insert_header(headers::REQUEST_ID, x.request_id())?;

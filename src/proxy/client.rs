@@ -27,7 +27,7 @@ use pingora::protocols::http::custom::server::Session as CustomSession;
 use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::Session;
-use pingora::{Error, ErrorSource, Result};
+use pingora::{Error, ErrorSource, ErrorType, Result};
 use tokio::time::{Instant, Sleep, timeout};
 
 use super::ending::{BODY_SILENT, BODY_TOO_LARGE, FIRST_BYTE, UNFINISHED};
@@ -230,13 +230,21 @@ impl Client {
     }
 
     /// Waits for the client to go, or for the engine's time to be over.
+    ///
+    /// What an HTTP/1 client sends after its request, such as its next one, Pingora takes for an error. Here it is dropped,
+    /// and the connection ends with the answer, so that the client sends it again.
     async fn watch(&mut self) -> Result<Option<Bytes>> {
         let Self { real, clock, .. } = self;
         let real = real.as_mut().expect("the real session is there until the drop");
-        tokio::select! {
-            biased;
-            gone = real.read_body_or_idle(true) => gone,
-            () = poll_fn(|cx| clock.poll(cx)) => Err(Error::new(FIRST_BYTE)),
+        loop {
+            tokio::select! {
+                biased;
+                gone = real.read_body_or_idle(true) => match gone {
+                    Err(e) if *e.etype() == ErrorType::ConnectError => real.set_keepalive(None),
+                    gone => return gone,
+                },
+                () = poll_fn(|cx| clock.poll(cx)) => return Err(Error::new(FIRST_BYTE)),
+            }
         }
     }
 

@@ -49,7 +49,8 @@ impl End {
 #[must_use]
 pub fn of(error: &Error, begun: bool, limits: &Server) -> (End, Option<Rejection>) {
     if let Some(rejection) = rejection::carried(error) {
-        return (End::Complete, Some(rejection.clone()));
+        let end = if rejection.is_ours() { End::Error } else { End::Complete };
+        return (end, Some(rejection.clone()));
     }
     let failed = if begun { End::UpstreamTruncated } else { End::Error };
     match (error.etype(), error.esource()) {
@@ -63,5 +64,21 @@ pub fn of(error: &Error, begun: bool, limits: &Server) -> (End, Option<Rejection
         (_, ErrorSource::Downstream) => (End::ClientGone, None),
         (_, ErrorSource::Upstream) => (failed, Some(Rejection::Unavailable)),
         (_, ErrorSource::Internal | ErrorSource::Unset) => (failed, Some(Rejection::Internal)),
+    }
+}
+
+/// A failure of an engine in words, for the log.
+#[must_use]
+pub fn in_words(error: &Error) -> &'static str {
+    match error.root_etype() {
+        ErrorType::ConnectRefused => "connection refused",
+        ErrorType::ConnectTimedout => "the connection took too long",
+        ErrorType::ConnectNoRoute => "no route to it",
+        ErrorType::ConnectionClosed => "it closed the connection",
+        ErrorType::ReadError | ErrorType::WriteError => "the connection was reset",
+        ErrorType::InvalidHTTPHeader => "its answer is not HTTP",
+        kind if *kind == FIRST_BYTE => "no answer in time",
+        kind if *kind == UNFINISHED => "its stream ended without its last event",
+        other => other.as_str(),
     }
 }

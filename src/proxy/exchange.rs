@@ -12,8 +12,8 @@ use super::headers::Identity;
 use crate::access::{Key, Model, Route};
 use crate::live::Live;
 use crate::observe::{Attempt, Record};
-use crate::pool::retry::{Failure, Next, Tries, next};
-use crate::pool::{Lease, Pool};
+use crate::pool::Pool;
+use crate::pool::way::Way;
 use crate::prompt::{Dialect, LastEvent};
 
 /// One request and its answer.
@@ -57,40 +57,6 @@ pub struct Admitted {
     pub credentials_pass: bool,
     /// Bytes of a body that was read whole.
     pub body: usize,
-}
-
-/// A request's way through its pool.
-#[derive(Debug, Default)]
-pub struct Way {
-    /// The attempt under way.
-    lease: Option<Lease>,
-    /// The next server, leased before the attempt under way is given up.
-    reserved: Option<Lease>,
-    /// The servers tried, by place.
-    tried: Vec<usize>,
-    /// How their attempts ended.
-    outcomes: Vec<Outcome>,
-    /// Whether the attempt under way repeats on a fresh connection.
-    pub fresh: bool,
-    /// Whether the request can be sent again whole.
-    pub repeatable: bool,
-}
-
-/// How an attempt ended; a metric label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// The engine answered, whatever it said.
-    Answered,
-    /// No connection.
-    ConnectFailed,
-    /// Closed or reset before an answer.
-    Reset,
-    /// No answer in time.
-    TimedOut,
-    /// The answer broke off.
-    Truncated,
-    /// The client went first.
-    Cancelled,
 }
 
 /// How a request's answer fares.
@@ -165,7 +131,7 @@ impl Exchange {
             model: admitted.model.as_ref().map(|model| &*model.name),
             asked: admitted.asked.as_deref(),
             pool: admitted.pool.as_ref().map(|pool| &*pool.settings.name),
-            attempts: admitted.pool.as_ref().map_or(vec![], |pool| self.way.attempts(pool)),
+            attempts: admitted.pool.as_ref().map_or(vec![], |pool| attempts(&self.way, pool)),
             status,
             code: self.answer.code,
             stream: admitted.stream,
@@ -178,76 +144,7 @@ impl Exchange {
     }
 }
 
-// === impl Way ===
-
-impl Way {
-    /// The server of the next attempt, and whether to reach it afresh. `None`: no server is left.
-    pub fn go(&mut self, pool: &Pool) -> Option<&Lease> {
-        if !self.fresh || self.lease.is_none() {
-            let lease = self.reserved.take().or_else(|| pool.pick(&self.tried))?;
-            self.tried.push(lease.place);
-            self.outcomes.push(Outcome::Cancelled); // until something else is known
-            self.lease = Some(lease); // the former one is given back here
-        }
-        self.lease.as_ref()
-    }
-
-    /// The attempt under way failed before its answer began. Whether to go on.
-    pub fn fails(&mut self, failure: Failure, pool: &Pool) -> bool {
-        let tries = Tries {
-            attempts: self.tried.len(),
-            allowed: pool.settings.attempts,
-            fresh: self.fresh,
-            repeatable: self.repeatable,
-        };
-        match next(failure, tries) {
-            Next::Fresh => self.fresh = true,
-            Next::Another => {
-                self.fresh = false;
-                self.reserved = pool.pick(&self.tried);
-                return self.reserved.is_some();
-            }
-            Next::Nowhere => return false,
-        }
-        true
-    }
-
-    /// How the attempt under way ended. The server hears of it.
-    pub fn ends(&mut self, outcome: Outcome) {
-        if let (Some(last), Some(lease)) = (self.outcomes.last_mut(), &self.lease) {
-            *last = outcome;
-            if !matches!(outcome, Outcome::Answered | Outcome::Cancelled) {
-                lease.server.failed();
-            }
-        }
-    }
-
-    /// The server of the attempt under way, as people know it.
-    #[must_use]
-    pub fn server<'p>(&self, pool: &'p Pool) -> &'p str {
-        self.tried.last().map_or("", |place| &pool.settings.servers[*place].name)
-    }
-
-    fn attempts(&self, pool: &Pool) -> Vec<Attempt> {
-        let name = |place: usize| pool.settings.servers[place].name.clone();
-        let each = self.tried.iter().zip(&self.outcomes);
-        each.map(|(place, outcome)| Attempt { server: name(*place), outcome: outcome.as_str() }).collect()
-    }
-}
-
-// === impl Outcome ===
-
-impl Outcome {
-    /// The label.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Answered => "answered",
-            Self::ConnectFailed => "connect_failed",
-            Self::Reset => "reset",
-            Self::TimedOut => "timed_out",
-            Self::Truncated => "truncated",
-            Self::Cancelled => "cancelled",
-        }
-    }
+fn attempts(way: &Way, pool: &Pool) -> Vec<Attempt> {
+    let name = |place: usize| pool.settings.servers[place].name.clone();
+    way.attempts().map(|(place, outcome)| Attempt { server: name(place), outcome: outcome.as_str() }).collect()
 }

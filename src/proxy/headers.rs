@@ -166,7 +166,8 @@ impl Identity {
 fn nearest_stranger(headers: &HeaderMap, trusts: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
     let mut nearest = None;
     for line in headers.get_all(FORWARDED_FOR).iter().rev() {
-        for hop in line.to_str().ok()?.rsplit(',') {
+        let Ok(line) = line.to_str() else { return nearest };
+        for hop in line.rsplit(',') {
             let Ok(address) = hop.trim().parse::<IpAddr>() else { return nearest };
             let address = address.to_canonical();
             nearest = Some(address);
@@ -200,7 +201,7 @@ pub fn to_engine(
     header: &mut RequestHeader,
     identity: &Identity,
     via: Version,
-    host: Option<&str>,
+    host: Option<&HeaderValue>,
     credentials: bool,
 ) -> Result<()> {
     header.insert_header(REQUEST_ID, &identity.request_id)?;
@@ -364,7 +365,14 @@ mod tests {
             ("10.0.0.1", ["1.1.1.1, 10.0.0.1", "https", "public.example", "1.1 front, 1.1 forebay"]),
         ] {
             let mut header = request(&claims);
-            to_engine(&mut header, &identity(&claims, peer), Version::HTTP_11, Some("engine.local"), false).unwrap();
+            to_engine(
+                &mut header,
+                &identity(&claims, peer),
+                Version::HTTP_11,
+                Some(&HeaderValue::from_static("engine.local")),
+                false,
+            )
+            .unwrap();
             let names = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "via"];
             for (name, value) in names.into_iter().zip(expected) {
                 assert_eq!(header.headers[name], value, "{name} by {peer}");

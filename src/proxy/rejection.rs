@@ -115,6 +115,12 @@ impl Rejection {
         matches!(self, Self::Malformed(_) | Self::HeaderTooLarge(_) | Self::BodyTooSlow(_))
     }
 
+    /// Whether a request that is in order went unanswered.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        self.status().is_server_error()
+    }
+
     fn look(&self) -> Look {
         const INVALID: &str = "invalid_request_error";
         const UPSTREAM: &str = "upstream_error";
@@ -255,13 +261,13 @@ pub fn carried(error: &Error) -> Option<&Rejection> {
 // === impl Form ===
 
 impl Form {
-    /// The form for a path and a content type.
+    /// The form for a dialect and a content type.
     #[must_use]
-    pub fn of(path: &str, content_type: Option<&HeaderValue>) -> Self {
+    pub fn of(dialect: Dialect, content_type: Option<&HeaderValue>) -> Self {
         if content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")) {
             return Self::Grpc;
         }
-        if path == "/v1/messages" || path.starts_with("/v1/messages/") { Self::Anthropic } else { Self::OpenAi }
+        if dialect == Dialect::Messages { Self::Anthropic } else { Self::OpenAi }
     }
 }
 
@@ -371,11 +377,11 @@ mod tests {
     }
 
     #[test]
-    fn the_form_follows_the_path_and_the_content_type() {
+    fn the_form_follows_the_dialect_and_the_content_type() {
         let grpc = HeaderValue::from_static("application/grpc+proto");
-        assert_eq!(Form::of("/x", Some(&grpc)), Form::Grpc);
-        assert_eq!(Form::of("/v1/messages", None), Form::Anthropic);
-        assert_eq!(Form::of("/v1/chat/completions", None), Form::OpenAi);
+        assert_eq!(Form::of(Dialect::Other, Some(&grpc)), Form::Grpc);
+        assert_eq!(Form::of(Dialect::Messages, None), Form::Anthropic);
+        assert_eq!(Form::of(Dialect::Completions, None), Form::OpenAi);
         assert_eq!(percent_encoded("50% – a\n"), "50%25 %E2%80%93 a%0A");
     }
 }

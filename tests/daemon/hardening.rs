@@ -36,6 +36,17 @@ fn is_about(took: Duration, limit: Duration, what: &str) {
 }
 
 #[test]
+fn an_idle_connection_is_closed_in_its_own_time_however_long_a_header_may_take() {
+    for server in ["keepalive = \"1s\"", "header_timeout = \"0s\"\nkeepalive = \"1s\""] {
+        let engine = Engine::start("e", &[]);
+        let forebay = Forebay::ready(&Configuration::of(&[&engine.address]).server(server));
+        let mut client = forebay.client();
+        assert_eq!(client.get("/health").status, 200, "{server}");
+        is_about(closed_after(&mut client), Duration::from_secs(1), server);
+    }
+}
+
+#[test]
 fn who_does_not_send_a_header_in_time_is_closed_and_everybody_else_is_served() {
     let (_engine, forebay) = strict();
     let forebay = &forebay;

@@ -196,7 +196,7 @@ impl Forebay {
             said.contains(" serves\"").then_some(())
         });
         let listens = forebay.messages().into_iter();
-        forebay.listens = listens.filter_map(|said| said.strip_prefix("listening on ").map(str::to_owned)).collect();
+        forebay.listens = listens.filter_map(|said| Some(said.split_once("listening on ")?.1.to_owned())).collect();
         forebay
     }
 

@@ -127,6 +127,20 @@ fn a_changed_listener_is_said_to_need_a_restart_and_the_rest_is_in_force() {
     forebay.reload();
     forebay.until_said("`[server] listen`");
     assert_eq!(forebay.client().chat("x").expect("an answer").status, 200);
+    assert_eq!(forebay.status()["config"]["restart_needed"], json!(["[server] listen"]));
+}
+
+#[test]
+fn a_new_server_that_is_silent_takes_nothing_from_what_is_ready() {
+    let engine = Engine::start("e", &[]);
+    let forebay = Forebay::ready(&Configuration::of(&[&engine.address]));
+    forebay.rewrite(&Configuration::of(&[&engine.address, &canned("")]));
+    forebay.signal("HUP");
+    until("the reload is over", || {
+        assert_eq!(forebay.client().get("/health").status, 200);
+        assert_eq!(forebay.admin("/readyz").status, 200);
+        forebay.log().contains("configuration reloaded").then_some(())
+    });
 }
 
 #[test]

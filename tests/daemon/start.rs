@@ -105,7 +105,7 @@ fn a_daemon_listens_on_every_address_it_was_given() {
         Configuration::of(&["127.0.0.1:1"]).listen("127.0.0.1:0").listen("127.0.0.2:0").admin_listen("127.0.0.3:0");
     let forebay = Forebay::start(&configuration);
     let listening =
-        forebay.messages().into_iter().filter_map(|said| Some(said.strip_prefix("listening on ")?.to_owned()));
+        forebay.messages().into_iter().filter_map(|said| Some(said.split_once("listening on ")?.1.to_owned()));
     let listening: Vec<String> = listening.collect();
     assert_eq!(listening.len(), 3);
     for (address, path, status) in

@@ -159,7 +159,7 @@ async fn when_every_server_is_down_the_client_is_told_when_to_come_again() {
             assert_eq!(answer.header("retry-after"), Some("3"));
             let record = forebay.record().await;
             assert_eq!((&record["attempts"], &record["server"]), (&0.into(), &serde_json::Value::Null), "{record}");
-            assert_eq!((&record["end"], &record["code"]), (&"complete".into(), &"no_healthy_upstream".into()));
+            assert_eq!((&record["end"], &record["code"]), (&"error".into(), &"no_healthy_upstream".into()));
         }
     }
     assert_eq!(engines[0].requests() + engines[1].requests(), 0);

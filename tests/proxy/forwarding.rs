@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::client::{Client, Http1, Request, VERSIONS, Version, get, post, prompt, request};
 use crate::harness::{SECRET, eventually, in_front_of, key, pool};
-use crate::upstream::{Asked, Engine, Reply};
+use crate::upstream::{Asked, Engine, Gate, Reply};
 
 /// Routes around pool `q`: `/raw/*` for anyone, `/triton/*` with its prefix taken off.
 const ROUTES: &str = r#"
@@ -455,6 +455,38 @@ async fn requests_written_in_one_go_are_each_answered() {
     assert_eq!(client.answer().await.whole().await.text(), "{\"ok\":true}");
     // Pingora 0.9.1 does not pipeline: the second is answered, or the connection closed, but never half of either.
     client.is_answered_or_closed(200).await;
+}
+
+#[tokio::test]
+async fn what_a_client_sends_too_early_does_not_cost_it_its_answer() {
+    for early in [&b"\r\n"[..], &get("/v1/models").key(SECRET).wire()] {
+        let gate = Gate::new();
+        let engine = Engine::always(Reply::events().wait(&gate).chunk("data: [DONE]\n\n").last()).await;
+        let forebay = in_front_of(&[&engine]).start().await;
+        let mut client = Http1::connect(forebay.address).await;
+        client.write(&prompt().wire()).await;
+        engine.asked(0).await;
+        client.write(early).await;
+        gate.open();
+        let answer = client.answer().await.whole().await;
+        assert_eq!((answer.status, answer.text(), answer.complete), (200, "data: [DONE]\n\n", true));
+        client.is_answered_or_closed(200).await; // as early as it came
+        assert_eq!(forebay.record().await["end"], "complete");
+    }
+}
+
+#[tokio::test]
+async fn the_list_of_models_is_read_from_memory_however_its_path_is_spelled() {
+    let engine = Engine::fine().await;
+    let forebay = in_front_of(&[&engine]).start().await;
+    for version in VERSIONS {
+        let mut client = Client::connect(&forebay, version).await;
+        for target in ["/v1/model%73", "//v1/models", "/v1//models/"] {
+            let answer = client.ask(&get(target).key(SECRET).body("{\"model\":\"m\"}")).await;
+            assert_eq!((answer.status, &answer.json()["object"]), (200, &"list".into()), "{target}");
+        }
+    }
+    assert_eq!(engine.requests(), 0);
 }
 
 #[tokio::test]

@@ -1,0 +1,172 @@
+//! A request's way through its pool: which servers it tries, and how each attempt ends.
+
+use super::retry::{Failure, Next, Tries, next};
+use super::{Lease, Pool};
+
+/// A request's way through its pool.
+#[derive(Debug, Default)]
+pub struct Way {
+    /// The attempt under way.
+    lease: Option<Lease>,
+    /// The next server, leased before the attempt under way is given up.
+    reserved: Option<Lease>,
+    /// The servers tried, by place.
+    tried: Vec<usize>,
+    /// How their attempts ended.
+    outcomes: Vec<Outcome>,
+    /// Whether the attempt under way repeats on a fresh connection.
+    pub fresh: bool,
+    /// Whether the request can be sent again whole.
+    pub repeatable: bool,
+}
+
+/// How an attempt ended; a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The engine answered, whatever it said.
+    Answered,
+    /// No connection.
+    ConnectFailed,
+    /// Closed or reset before an answer.
+    Reset,
+    /// No answer in time.
+    TimedOut,
+    /// The answer broke off.
+    Truncated,
+    /// The client went first.
+    Cancelled,
+}
+
+// === impl Way ===
+
+impl Way {
+    /// The server of the next attempt, and whether to reach it afresh. `None`: no server is left.
+    pub fn go(&mut self, pool: &Pool) -> Option<&Lease> {
+        if !self.fresh || self.lease.is_none() {
+            let lease = self.reserved.take().or_else(|| pool.pick(&self.tried))?;
+            self.tried.push(lease.place);
+            self.outcomes.push(Outcome::Cancelled); // until something else is known
+            self.lease = Some(lease); // the former one is given back here
+        }
+        self.lease.as_ref()
+    }
+
+    /// The attempt under way failed before its answer began. Whether to go on; the next server is leased by then.
+    pub fn fails(&mut self, failure: Failure, outcome: Outcome, pool: &Pool) -> bool {
+        let tries = Tries {
+            attempts: self.tried.len(),
+            allowed: pool.settings.attempts,
+            fresh: self.fresh,
+            repeatable: self.repeatable,
+        };
+        let next = next(failure, tries);
+        if next == Next::Fresh {
+            self.fresh = true; // the same attempt goes on: that a kept connection ends is no failure of the server
+            return true;
+        }
+        self.ends(outcome);
+        if next == Next::Another {
+            self.fresh = false;
+            self.reserved = pool.pick(&self.tried);
+        }
+        self.reserved.is_some()
+    }
+
+    /// How the attempt under way ended. The server hears of it.
+    pub fn ends(&mut self, outcome: Outcome) {
+        if let (Some(last), Some(lease)) = (self.outcomes.last_mut(), &self.lease) {
+            *last = outcome;
+            if !matches!(outcome, Outcome::Answered | Outcome::Cancelled) {
+                lease.server.failed();
+            }
+        }
+    }
+
+    /// The server of the attempt under way, as people know it.
+    #[must_use]
+    pub fn server<'p>(&self, pool: &'p Pool) -> &'p str {
+        self.tried.last().map_or("", |place| &pool.settings.servers[*place].name)
+    }
+
+    /// Every server tried, by place, and how its attempt ended.
+    pub fn attempts(&self) -> impl Iterator<Item = (usize, Outcome)> {
+        self.tried.iter().copied().zip(self.outcomes.iter().copied())
+    }
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    /// The label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::ConnectFailed => "connect_failed",
+            Self::Reset => "reset",
+            Self::TimedOut => "timed_out",
+            Self::Truncated => "truncated",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::tests::pool;
+
+    fn way() -> Way {
+        Way { repeatable: true, ..Way::default() }
+    }
+
+    fn outcomes(way: &Way) -> Vec<(usize, &'static str)> {
+        way.attempts().map(|(place, outcome)| (place, outcome.as_str())).collect()
+    }
+
+    #[test]
+    fn a_connect_failure_goes_to_another_server_until_none_is_left() {
+        let pool = pool(&[("a", 1, false), ("b", 1, false)]);
+        let mut way = way();
+        assert_eq!(way.go(&pool).map(|lease| lease.place), Some(0));
+        assert!(way.fails(Failure::Connect, Outcome::ConnectFailed, &pool));
+        assert_eq!(way.go(&pool).map(|lease| lease.place), Some(1));
+        assert_eq!((pool.servers[0].in_flight(), pool.servers[1].in_flight()), (0, 1));
+        assert!(!way.fails(Failure::Connect, Outcome::ConnectFailed, &pool));
+        assert_eq!(outcomes(&way), [(0, "connect_failed"), (1, "connect_failed")]);
+        assert_eq!((pool.servers[0].errors(), pool.servers[1].errors()), (1, 1));
+        drop(way);
+        assert_eq!(pool.servers[1].in_flight(), 0);
+    }
+
+    #[test]
+    fn a_kept_connection_that_dies_is_one_attempt_and_no_error() {
+        let pool = pool(&[("a", 1, false), ("b", 1, false)]);
+        let mut way = way();
+        assert_eq!(way.go(&pool).map(|lease| lease.place), Some(0));
+        assert!(way.fails(Failure::KeptAlive, Outcome::Reset, &pool));
+        assert_eq!((way.fresh, way.go(&pool).map(|lease| lease.place)), (true, Some(0)));
+        way.ends(Outcome::Answered);
+        assert_eq!((outcomes(&way), pool.servers[0].errors()), (vec![(0, "answered")], 0));
+    }
+
+    #[test]
+    fn a_fresh_connection_that_cannot_be_made_moves_on() {
+        let pool = pool(&[("a", 1, false), ("b", 1, false)]);
+        let mut way = way();
+        way.go(&pool);
+        assert!(way.fails(Failure::KeptAlive, Outcome::Reset, &pool));
+        way.go(&pool);
+        assert!(way.fails(Failure::Connect, Outcome::ConnectFailed, &pool));
+        assert_eq!((way.fresh, way.go(&pool).map(|lease| lease.place)), (false, Some(1)));
+    }
+
+    #[test]
+    fn what_may_have_been_answered_does_not_go_again() {
+        let pool = pool(&[("a", 1, false), ("b", 1, false)]);
+        let mut way = way();
+        way.go(&pool);
+        assert!(!way.fails(Failure::Other, Outcome::TimedOut, &pool));
+        assert_eq!((outcomes(&way), pool.servers[0].errors()), (vec![(0, "timed_out")], 1));
+    }
+}
