@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::Version;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use http::{StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -146,6 +146,9 @@ impl ProxyHttp for Proxy {
     }
 
     async fn upstream_response_filter(&self, _: &mut Session, h: &mut ResponseHeader, x: &mut Exchange) -> Result<()> {
+        if h.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Rejection::Unavailable.into()); // nobody asked to switch
+        }
         if h.status.is_informational() {
             return Ok(());
         }
@@ -204,7 +207,7 @@ impl ProxyHttp for Proxy {
         if begun {
             x.way.ends(outcome(&e, end));
         }
-        if end != End::ClientGone {
+        if !matches!(end, End::ClientGone | End::Complete) {
             // That a kept connection ends is an engine's right.
             log_failure(if again { log::Level::Debug } else { log::Level::Warn }, x, &e);
         }

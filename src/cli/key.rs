@@ -52,36 +52,41 @@ impl New {
         }
         let secret = secret().map_err(|e| Failure::Runtime(format!("no randomness: {e}")))?;
         let table = self.table(&secret);
+        let shown = format!("# the secret, shown this once:\n# {secret}\n");
         match &self.append {
-            None => println!("# the secret, shown this once:\n# {secret}\n\n{table}"),
-            Some(file) if fs::read_to_string(file).is_ok_and(|text| text.parse::<toml::Table>().is_err()) => {
-                let said = format!("forebay: {} is not TOML; `forebay check -c` says where", file.display());
-                return Err(Failure::Usage(said));
-            }
-            Some(file) if self.stands_in(file) => {
-                let said = format!(
-                    "forebay: {} has a key {:?} already; to change its secret, make one without --append and add its digest to `sha256`",
-                    file.display(),
-                    self.name
-                );
-                return Err(Failure::Usage(said));
-            }
+            None => println!("{shown}\n{table}"),
             Some(file) => {
-                let mut options = OpenOptions::new();
-                let opened = options.append(true).create(true).open(file);
-                let written = opened.and_then(|mut file| file.write_all(format!("\n{table}").as_bytes()));
-                written.map_err(|e| Failure::Runtime(format!("cannot append to {}: {e}", file.display())))?;
-                println!("# the secret, shown this once:\n# {secret}\n\n# appended to {}", file.display());
+                self.fits(file)?;
+                append(file, &format!("\n{table}"))
+                    .map_err(|e| Failure::Runtime(format!("cannot append to {}: {e}", file.display())))?;
+                println!("{shown}\n# appended to {}", file.display());
             }
         }
         Ok(())
     }
 
-    /// Whether the file has a key of this name. What cannot be read has none, and appending will tell.
-    fn stands_in(&self, file: &Path) -> bool {
-        let read = fs::read_to_string(file).ok().and_then(|text| text.parse::<toml::Table>().ok());
-        let keys = read.as_ref().and_then(|table| table.get("key")?.as_array());
-        keys.into_iter().flatten().any(|key| key.get("name").and_then(toml::Value::as_str) == Some(&self.name))
+    /// Whether the key can stand in this file, which need not be there.
+    fn fits(&self, file: &Path) -> Result<(), Failure> {
+        let refused = |why: String| Err(Failure::Usage(format!("forebay: {} {why}", file.display())));
+        match fs::metadata(file) {
+            Ok(metadata) if !metadata.is_file() => return refused("is not a file".into()),
+            Ok(_) => {}
+            Err(_) => return Ok(()), // appending makes it, or says why not
+        }
+        let read =
+            fs::read_to_string(file).map_err(|e| Failure::Runtime(format!("cannot read {}: {e}", file.display())))?;
+        let Ok(table) = read.parse::<toml::Table>() else {
+            return refused("is not TOML; `forebay check` says where".into());
+        };
+        let keys = table.get("key").and_then(toml::Value::as_array);
+        let mut names = keys.into_iter().flatten().filter_map(|key| key.get("name")?.as_str());
+        if names.any(|name| name == self.name) {
+            return refused(format!(
+                "has a key {:?} already; to change its secret, make one without --append and add its digest to `sha256`",
+                self.name
+            ));
+        }
+        Ok(())
     }
 
     fn table(&self, secret: &str) -> String {
@@ -91,6 +96,14 @@ impl New {
         let digest = hex(&digest(secret.as_bytes()));
         format!("[[key]]\nname   = {}\nsha256 = \"{digest}\"\nmodels = [{models}]\n", quoted(&self.name))
     }
+}
+
+/// Appends all of it, or nothing: half a table would be the end of the next reload.
+fn append(file: &Path, text: &str) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().append(true).create(true).open(file)?;
+    let before = file.metadata()?.len();
+    let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+    written.inspect_err(|_| drop(file.set_len(before))) // the first error is what counts
 }
 
 /// 256 random bits, with a prefix by which a leaked one is recognised.

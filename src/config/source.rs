@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs;
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -143,7 +144,7 @@ impl Reader<'_> {
                 return self.fault(by.clone(), format!("{path} is included twice; {first}"));
             }
         }
-        match fs::read(path) {
+        match read_file(path) {
             Ok(bytes) => self.read(path, bytes),
             Err(error) => {
                 self.complete = false;
@@ -204,6 +205,21 @@ impl Reader<'_> {
             }
         }
     }
+}
+
+/// The largest file that is read, in bytes.
+const LARGEST: u64 = 64 << 20;
+
+/// The whole of a regular file: a pipe might never end, and a device never stop.
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_file() && !metadata.is_dir() {
+        return Err(io::Error::other("it is not a file"));
+    }
+    if metadata.len() > LARGEST {
+        return Err(io::Error::other("it is larger than 64 MiB"));
+    }
+    fs::read(path)
 }
 
 /// The text, up to the first byte that is not UTF-8, which is told too; a byte order mark is dropped.

@@ -55,26 +55,32 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
     /// When the socket cannot be used in this runtime.
     pub async fn run(self, bound: Bound) -> io::Result<()> {
         let listener = Listener::adopt(bound)?;
-        let mut stop = self.stop.clone();
+        let (mut stop, mut refused) = (self.stop.clone(), false);
         loop {
             let accepted = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break,
                 accepted = listener.accept() => accepted,
             };
-            self.take(accepted).await;
+            self.take(accepted, &mut refused).await;
         }
         for accepted in listener.rest()? {
-            self.take(accepted).await;
+            self.take(accepted, &mut refused).await;
         }
         Ok(())
     }
 
-    async fn take(&self, accepted: io::Result<L4Stream>) {
+    /// `refused`: whether the last one could not be accepted, which is said once.
+    async fn take(&self, accepted: io::Result<L4Stream>, refused: &mut bool) {
         match accepted {
-            Ok(stream) => drop(tokio::spawn(self.clone().serve(stream))),
+            Ok(stream) => {
+                *refused = false;
+                tokio::spawn(self.clone().serve(stream));
+            }
             Err(e) => {
-                log::error!("accept: {e}");
+                if !std::mem::replace(refused, true) {
+                    log::error!("connections wait, for none can be accepted: {e}");
+                }
                 tokio::time::sleep(PAUSE).await;
             }
         }

@@ -80,7 +80,8 @@ async fn watch(pool: Arc<Pool>, place: usize, check: Question, waited: Option<mp
     loop {
         ticks.tick().await;
         let probed = probe(server, &mut resolver, &check, health).await;
-        if let Some(change) = server.observe(probed, health.rules, SystemTime::now()) {
+        let change = probed.and_then(|probed| server.observe(probed, health.rules, SystemTime::now()));
+        if let Some(change) = change {
             let (from, to) = (change.from.as_str(), change.to.as_str());
             let pool = &pool.settings.name;
             let level = if change.to == State::Down { log::Level::Warn } else { log::Level::Info };
@@ -90,40 +91,41 @@ async fn watch(pool: Arc<Pool>, place: usize, check: Question, waited: Option<mp
     }
 }
 
-/// Asks once: at each address of the server until one answers, all within `limit`.
-async fn probe(server: &Server, resolver: &mut Resolver, check: &Question, health: &Health) -> Probed {
-    let asked = async {
-        let mut last = Probed::Failed("it has no address".to_owned());
-        let addresses = match resolver.addresses(server).await {
-            Ok(addresses) => addresses,
-            Err(why) => return Probed::Failed(why),
-        };
-        for address in addresses {
-            let port = health.port.unwrap_or(address.port());
-            let addr = PeerAddr::Inet(SocketAddr::new(address.ip(), port));
-            let probed = match check.check(&Backend { addr, weight: 1, ext: Default::default() }).await {
-                Ok(()) => Probed::Alive,
-                Err(e) => failed(&e),
-            };
-            if !matches!(probed, Probed::Failed(_)) {
-                server.resolves_to(address);
-                return probed;
-            }
-            last = probed;
-        }
-        last
+/// Asks once: at each address of the server until one answers, all in the time of one probe. `None`: it could not be asked.
+async fn probe(server: &Server, resolver: &mut Resolver, check: &Question, health: &Health) -> Option<Probed> {
+    let late = || Some(Probed::Failed(format!("no answer to the probe in {} s", health.timeout.as_secs_f32())));
+    let addresses = match timeout(health.timeout, resolver.addresses(server)).await {
+        Ok(Ok(addresses)) => addresses,
+        Ok(Err(why)) => return Some(Probed::Failed(why)),
+        Err(_) => return late(),
     };
-    let late = || Probed::Failed(format!("no answer to the probe in {} s", health.timeout.as_secs_f32()));
-    timeout(health.timeout, asked).await.unwrap_or_else(|_| late())
+    let share = health.timeout / u32::try_from(addresses.len()).unwrap_or(1).max(1);
+    let mut last = None;
+    for address in addresses {
+        let port = health.port.unwrap_or(address.port());
+        let addr = PeerAddr::Inet(SocketAddr::new(address.ip(), port));
+        let backend = Backend { addr, weight: 1, ext: Default::default() };
+        last = match timeout(share, check.check(&backend)).await {
+            Ok(Ok(())) => Some(Probed::Alive),
+            Ok(Err(e)) => failed(&e),
+            Err(_) => late(),
+        };
+        if matches!(last, Some(Probed::Alive | Probed::Refused(_))) {
+            server.resolves_to(address);
+            break;
+        }
+    }
+    last
 }
 
-fn failed(e: &Error) -> Probed {
-    let why = match e.root_etype() {
-        ErrorType::CustomCode(STATUS, status @ (401 | 403 | 429)) => return Probed::Refused(*status),
-        ErrorType::CustomCode(STATUS, status) => format!("the probe was answered with {status}"),
-        _ => in_words(e).to_owned(),
-    };
-    Probed::Failed(why)
+/// What a failed check says of the server; `None`: nothing.
+fn failed(e: &Error) -> Option<Probed> {
+    Some(match e.root_etype() {
+        ErrorType::SocketError => return None,
+        ErrorType::CustomCode(STATUS, status @ (401 | 403 | 429)) => Probed::Refused(*status),
+        ErrorType::CustomCode(STATUS, status) => Probed::Failed(format!("the probe was answered with {status}")),
+        _ => Probed::Failed(in_words(e).to_owned()),
+    })
 }
 
 /// The question for a pool's servers, without time-outs of its own.

@@ -14,6 +14,8 @@ pub const FIRST_BYTE: ErrorType = ErrorType::new("FirstByteTimeout");
 pub const BODY_SILENT: ErrorType = ErrorType::new("BodySilent");
 /// The client's body is larger than it may be.
 pub const BODY_TOO_LARGE: ErrorType = ErrorType::new("BodyTooLarge");
+/// Pingora's types for a chunked body that is none; their names are private there.
+const BAD_CHUNKS: [ErrorType; 2] = [ErrorType::new("InvalidChunk"), ErrorType::new("InvalidTrailerEnd")];
 /// A clean end over HTTP of an event stream that lacks its own last event.
 pub const UNFINISHED: ErrorType = ErrorType::new("StreamUnfinished");
 
@@ -61,6 +63,9 @@ pub fn of(error: &Error, begun: bool, limits: &Server) -> (End, Option<Rejection
         (ErrorType::InvalidHTTPHeader, ErrorSource::Downstream) => {
             (End::Complete, Some(Rejection::Malformed("its `Connection` header names what may not be dropped")))
         }
+        (kind, ErrorSource::Downstream) if BAD_CHUNKS.contains(kind) => {
+            (End::Complete, Some(Rejection::Malformed("its chunked body is not one")))
+        }
         (_, ErrorSource::Downstream) => (End::ClientGone, None),
         (_, ErrorSource::Upstream) => (failed, Some(Rejection::Unavailable)),
         (_, ErrorSource::Internal | ErrorSource::Unset) => (failed, Some(Rejection::Internal)),
@@ -77,6 +82,7 @@ pub fn in_words(error: &Error) -> &'static str {
         ErrorType::ConnectionClosed => "it closed the connection",
         ErrorType::ReadError | ErrorType::WriteError => "the connection was reset",
         ErrorType::InvalidHTTPHeader => "its answer is not HTTP",
+        ErrorType::SocketError => "no socket is left to reach it",
         kind if *kind == FIRST_BYTE => "no answer in time",
         kind if *kind == UNFINISHED => "its stream ended without its last event",
         other => other.as_str(),

@@ -9,7 +9,7 @@ use http::header::{
     VIA,
 };
 use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, Uri, Version};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, Version};
 use ipnet::IpNet;
 use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -247,6 +247,11 @@ fn appended(headers: &HeaderMap, name: &HeaderName, value: &str) -> String {
 
 /// Makes the header that the client gets out of an engine's: without what was meant for the connection to the engine.
 pub fn to_client(header: &mut ResponseHeader, identity: &Identity) -> Result<()> {
+    header.set_version(Version::HTTP_11); // ours, whatever the engine speaks
+    if header.status == StatusCode::NO_CONTENT {
+        header.remove_header(&CONTENT_LENGTH); // RFC 9110 §8.6, RFC 9112 §6.1
+        header.remove_header(&TRANSFER_ENCODING);
+    }
     for name in for_the_connection(&header.headers) {
         header.remove_header(&name);
     }

@@ -279,4 +279,26 @@ fn a_key_for_a_file_that_cannot_be_written_shows_no_secret() {
     assert_eq!((said.code, &*said.stdout), (Some(1), ""));
     assert!(said.stderr.starts_with("forebay: cannot append to "), "{}", said.stderr);
     assert_eq!(said.stderr.lines().count(), 1);
+    for (text, why) in [("[[key]]\nname = \"k\"\n", "has a key \"k\" already"), ("[[key]]\nname =", "is not TOML")] {
+        folder.write("odd.toml", text);
+        let said = forebay(&["key", "new", "k", "--append", &folder.path("odd.toml")]);
+        assert_eq!(
+            (said.code, said.stdout.is_empty(), said.stderr.contains(why)),
+            (Some(2), true, true),
+            "{}",
+            said.stderr
+        );
+        assert_eq!(std::fs::read_to_string(folder.path("odd.toml")).expect("it is there"), text);
+    }
+    let said = forebay(&["key", "new", "k", "--append", "/dev/full"]);
+    assert_eq!((said.code, said.stdout.is_empty()), (Some(2), true), "{}", said.stderr);
+}
+
+#[test]
+fn what_is_no_regular_file_is_not_read() {
+    let folder = Folder::new();
+    folder.write("forebay.toml", "include = [\"/dev/zero\"]\n");
+    let said = forebay(&["check", "-c", &folder.path("forebay.toml")]);
+    assert_eq!(said.code, Some(2));
+    assert!(said.stderr.contains("forebay.toml:1:12: /dev/zero: cannot be read: it is not a file"), "{}", said.stderr);
 }

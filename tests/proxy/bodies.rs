@@ -244,7 +244,9 @@ async fn a_broken_chunk_of_the_client_reaches_no_engine() {
         let mut client = Http1::connect(forebay.address).await;
         let head = format!("POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {SECRET}\r\n");
         client.write(format!("{head}transfer-encoding: chunked\r\n\r\n{broken}").as_bytes()).await;
-        client.is_refused_or_closed(400).await;
+        let answer = client.answer().await.whole().await;
+        assert_eq!((answer.status, &*answer.code()), (400, "malformed_request"), "{broken}");
+        assert_eq!((answer.header("connection"), &forebay.record().await["end"]), (Some("close"), &"complete".into()));
     }
     assert_eq!(engine.requests(), 0);
 }

@@ -273,3 +273,22 @@ async fn http_1_0_clients_are_answered_and_their_connection_closed() {
         client.is_closed().await;
     }
 }
+
+#[tokio::test]
+async fn an_engine_that_switches_protocols_unasked_has_not_answered() {
+    let engine = Engine::always(Reply::raw("HTTP/1.1 101 Switching Protocols\r\n\r\nhello").close()).await;
+    let forebay = in_front_of(&[&engine]).start().await;
+    for version in VERSIONS {
+        let answer = Client::connect(&forebay, version).await.ask(&prompt()).await;
+        assert_eq!((answer.status, &*answer.code()), (502, "upstream_unavailable"), "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_in_an_older_http_is_passed_on_in_ours() {
+    let engine = Engine::always(Reply::raw("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok")).await;
+    let forebay = in_front_of(&[&engine]).start().await;
+    let mut client = Http1::connect(forebay.address).await;
+    client.write(&prompt().header("connection", "close").wire()).await;
+    assert_eq!(client.refusal().await, Some(200));
+}
