@@ -20,8 +20,6 @@ pub struct Declared {
     pub models: BTreeSet<String>,
     /// Of each `[[route]]`.
     pub routes: BTreeSet<String>,
-    /// Of each `[[key]]`.
-    pub keys: BTreeSet<String>,
     /// Whether these are all: not so where a file could not be read or is no TOML, which may hide names.
     pub complete: bool,
 }
@@ -135,7 +133,6 @@ impl<'s> Merged<'s> {
             pools: members(&self.tree, "pool"),
             models: members(&self.tree, "model"),
             routes: names(&self.tree, "route"),
-            keys: names(&self.tree, "key"),
             complete: self.broken.is_empty(),
         }
     }

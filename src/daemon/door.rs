@@ -18,6 +18,8 @@ use super::wire::Wire;
 use crate::config::Listen;
 use crate::live::Current;
 
+/// ENOMEM, ENFILE, EMFILE, ENOBUFS on Linux: the next connection would fare no better.
+const EXHAUSTED: [i32; 4] = [12, 23, 24, 105];
 /// How long accepting pauses when the system has no room for another connection.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -77,6 +79,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
                 *refused = false;
                 tokio::spawn(self.clone().serve(stream));
             }
+            Err(e) if !EXHAUSTED.map(Some).contains(&e.raw_os_error()) => log::debug!("a connection was lost: {e}"),
             Err(e) => {
                 if !std::mem::replace(refused, true) {
                     log::error!("connections wait, for none can be accepted: {e}");
