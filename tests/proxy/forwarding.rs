@@ -470,7 +470,9 @@ async fn what_a_client_sends_too_early_does_not_cost_it_its_answer() {
         gate.open();
         let answer = client.answer().await.whole().await;
         assert_eq!((answer.status, answer.text(), answer.complete), (200, "data: [DONE]\n\n", true));
-        client.is_answered_or_closed(200).await; // as early as it came
+        // As early as it came, it was dropped with the connection, or it was not.
+        client.write(&get("/v1/models").key(SECRET).wire()).await;
+        client.is_answered_or_closed(200).await;
         assert_eq!(forebay.record().await["end"], "complete");
     }
 }
