@@ -54,7 +54,7 @@ impl Probes {
         Self { _tasks: tasks, first }
     }
 
-    /// Waits until the servers that were not probed before have been: at most the longest time-out of a probe.
+    /// Waits until the servers that were not probed before have been: at most the longest time-out of a probe, twice for a name.
     pub async fn first_round(&mut self) {
         while self.first.recv().await.is_some() {}
     }
