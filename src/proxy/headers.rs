@@ -204,24 +204,22 @@ pub fn to_engine(
     host: Option<&HeaderValue>,
     credentials: bool,
 ) -> Result<()> {
-    header.insert_header(REQUEST_ID, &identity.request_id)?;
-    for (name, value) in [(FORWARDED_FOR, identity.peer.map(|peer| peer.to_string())), (VIA, Some(by(via).to_owned()))]
-    {
-        let Some(value) = value else { continue };
-        let value = if identity.trusted { appended(&header.headers, &name, &value) } else { value };
-        header.insert_header(name, value)?;
+    if !identity.trusted {
+        for name in [&FORWARDED_FOR, &FORWARDED_PROTO, &FORWARDED_HOST, &FORWARDED, &REAL_IP, &VIA] {
+            header.remove_header(name);
+        }
     }
-    let continued = |name: &HeaderName| identity.trusted && header.headers.contains_key(name);
-    let (proto, asked) = (continued(&FORWARDED_PROTO), continued(&FORWARDED_HOST));
-    if !proto {
+    header.insert_header(REQUEST_ID, &identity.request_id)?;
+    if let Some(peer) = identity.peer {
+        append(header, FORWARDED_FOR, &peer.to_string())?;
+    }
+    append(header, VIA, if via == Version::HTTP_2 { "2 forebay" } else { "1.1 forebay" })?; // RFC 9110 §7.6.3
+    if !header.headers.contains_key(FORWARDED_PROTO) {
         header.insert_header(FORWARDED_PROTO, HeaderValue::from_static("http"))?;
     }
-    if let (false, Some(host)) = (asked, header.headers.get(HOST).cloned()) {
-        header.insert_header(FORWARDED_HOST, host)?;
-    }
-    if !identity.trusted {
-        header.remove_header(&FORWARDED);
-        header.remove_header(&REAL_IP);
+    let asked = header.headers.get(HOST).filter(|host| !host.is_empty()).cloned();
+    if let (Some(asked), false) = (asked, header.headers.contains_key(FORWARDED_HOST)) {
+        header.insert_header(FORWARDED_HOST, asked)?;
     }
     if !credentials {
         for name in &CREDENTIALS {
@@ -234,15 +232,15 @@ pub fn to_engine(
     Ok(())
 }
 
-/// How a message came, as `Via` tells it (RFC 9110 §7.6.3).
-fn by(version: Version) -> &'static str {
-    if version == Version::HTTP_2 { "2 forebay" } else { "1.1 forebay" }
-}
-
-/// The list in a field with one more at its end; several lines of it become one.
-fn appended(headers: &HeaderMap, name: &HeaderName, value: &str) -> String {
-    let lines = headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
-    lines.chain([value]).collect::<Vec<_>>().join(", ")
+/// Adds to a list in a field; several lines of it become one.
+fn append(header: &mut RequestHeader, name: HeaderName, value: &str) -> Result<()> {
+    let mut list: Vec<u8> = Vec::new();
+    for line in header.headers.get_all(&name) {
+        list.extend_from_slice(line.as_bytes());
+        list.extend_from_slice(b", ");
+    }
+    list.extend_from_slice(value.as_bytes());
+    header.insert_header(name, list)
 }
 
 /// Makes the header that the client gets out of an engine's: without what was meant for the connection to the engine.
@@ -385,6 +383,17 @@ mod tests {
             assert_eq!(header.headers["host"], "engine.local");
             assert!(!header.headers.contains_key("authorization") && !header.headers.contains_key("x-api-key"));
         }
+    }
+
+    #[test]
+    fn a_strangers_claims_are_dropped_where_there_is_nothing_to_put_in_their_place() {
+        let names = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "via", "x-real-ip", "forwarded"];
+        let mut header = RequestHeader::build("GET", b"/", None).unwrap();
+        names.iter().for_each(|name| header.insert_header(*name, "9.9.9.9").unwrap());
+        let identity = Identity::of(&header.headers, None, &[]); // over a unix socket, and without a `Host`
+        to_engine(&mut header, &identity, Version::HTTP_10, None, false).unwrap();
+        let left = names.map(|name| header.headers.get(name).map(|value| value.to_str().unwrap()));
+        assert_eq!(left, [None, Some("http"), None, Some("1.1 forebay"), None, None]);
     }
 
     #[test]
