@@ -65,10 +65,9 @@ impl Admin {
                 Answer::json(ok_if(probed), &json!({"status": said}))
             }
             "/metrics" => self.metrics(),
-            "/status" => Answer::json(
-                StatusCode::OK,
-                &status::status(&self.current.live(), self.started, &self.reloader.loaded()),
-            ),
+            "/status" => {
+                Answer::json(StatusCode::OK, &status::status(&self.current.live(), self.started, &self.reloader.last()))
+            }
             "/reload" => match self.permitted(headers) {
                 Some(refused) => refused,
                 None => self.reload().await,
@@ -100,8 +99,8 @@ impl Admin {
 
     async fn reload(&self) -> Answer {
         match self.reloader.reload().await {
-            Ok(loaded) => {
-                let restart_needed = loaded.restart_needed;
+            Ok(last) => {
+                let restart_needed = last.restart_needed;
                 Answer::json(StatusCode::OK, &json!({"reloaded": true, "restart_needed": restart_needed}))
             }
             Err(faults) => Answer::json(StatusCode::BAD_REQUEST, &json!({"reloaded": false, "faults": faults})),

@@ -87,9 +87,9 @@ impl Daemon {
         plan: Plan,
         observer: Arc<Observer>,
     ) -> Result<Self, String> {
-        let traffic = listen::bind(&plan.server.listen)?;
-        let admin = listen::bind(&plan.admin.listen)
-            .inspect_err(|_| traffic.iter().for_each(|bound| listen::remove(&bound.listen)))?;
+        let listens: Vec<Listen> = plan.server.listen.iter().chain(&plan.admin.listen).cloned().collect();
+        let mut traffic = listen::bind(&listens)?;
+        let admin = traffic.split_off(plan.server.listen.len());
         let (threads, upstream_idle) = (plan.server.threads, plan.server.upstream_idle);
         let current = Arc::new(Current::new(Live::new(plan, None)));
         let reloader = Arc::new(Reloader::new(path, environment, current.clone(), observer.clone()));

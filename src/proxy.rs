@@ -116,9 +116,7 @@ impl ProxyHttp for Proxy {
     }
 
     async fn request_filter(&self, session: &mut Session, x: &mut Exchange) -> Result<bool> {
-        let answered = self.admit(session, x).await?;
-        x.shared.closing.store(self.current.is_draining(), Relaxed);
-        Ok(answered)
+        self.admit(session, x).await
     }
 
     async fn upstream_peer(&self, _: &mut Session, x: &mut Exchange) -> Result<Box<HttpPeer>> {
@@ -195,7 +193,7 @@ impl ProxyHttp for Proxy {
         x: &mut Exchange,
         reused: bool,
     ) -> Box<Error> {
-        let begun = has_begun(session);
+        let begun = client::is_answered(session.as_downstream());
         let (end, _) = ending::of(&e, begun, &x.live.plan.server);
         let lost = matches!(
             e.etype(),
@@ -203,10 +201,14 @@ impl ProxyHttp for Proxy {
         );
         let kept_alive = reused && lost && *e.esource() == ErrorSource::Upstream;
         let failure = if kept_alive { Failure::KeptAlive } else { Failure::Other };
-        let again = !begun && x.admitted.pool.as_ref().is_some_and(|pool| x.way.fails(failure, outcome(&e, end), pool));
-        if begun {
-            x.way.ends(outcome(&e, end));
-        }
+        let outcome = outcome(&e, end);
+        let again = match &x.admitted.pool {
+            Some(pool) if !begun => x.way.fails(failure, outcome, pool),
+            _ => {
+                x.way.ends(outcome);
+                false
+            }
+        };
         if !matches!(end, End::ClientGone | End::Complete) {
             // That a kept connection ends is an engine's right.
             log_failure(if again { log::Level::Debug } else { log::Level::Warn }, x, &e);
@@ -218,7 +220,7 @@ impl ProxyHttp for Proxy {
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, x: &mut Exchange) -> FailToProxy {
         let torn = x.shared.writing.load(Relaxed);
         client::unwrap(session, &x.shared);
-        let begun = has_begun(session);
+        let begun = client::is_answered(session.as_downstream());
         let (end, rejection) = ending::of(e, begun, &x.live.plan.server);
         x.answer.end = end;
         let Some(rejection) = rejection else {
@@ -269,11 +271,6 @@ fn readdress(to: &mut RequestHeader, route: &Route, prefix: &str) -> Result<()> 
 fn is_event_stream(kind: &[u8]) -> bool {
     const KIND: &[u8] = b"text/event-stream";
     kind.get(..KIND.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(KIND))
-}
-
-/// Whether the client has the beginning of an answer. A `100 Continue` is none.
-fn has_begun(session: &Session) -> bool {
-    session.response_written().is_some_and(|header| !header.status.is_informational())
 }
 
 /// Says which server failed a request, and how.

@@ -62,7 +62,7 @@ impl Keys {
     /// # Errors
     /// [`Refused`] says why there is none.
     pub fn authenticate(&self, headers: &HeaderMap, now: SystemTime) -> Result<&Arc<Key>, Refused> {
-        let secret = secrets(headers).next().ok_or(Refused::Missing)?;
+        let secret = presented(headers).ok_or(Refused::Missing)?;
         let key = self.0.get(&digest(secret)).ok_or(Refused::Unknown)?;
         if key.disabled {
             return Err(Refused::Disabled);
@@ -103,14 +103,15 @@ impl Key {
 pub static CREDENTIALS: [HeaderName; 3] =
     [AUTHORIZATION, HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
 
-/// What could be a secret: in `Authorization: Bearer …`, then in `x-api-key` and `api-key`. The first counts.
-fn secrets(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
-    let bearers = headers.get_all(AUTHORIZATION).into_iter().filter_map(|value| {
+/// The secret out of `Authorization: Bearer …`, `x-api-key` or `api-key`; the first that is there.
+fn presented(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut bearers = headers.get_all(AUTHORIZATION).into_iter().filter_map(|value| {
         let (scheme, secret) = value.as_bytes().split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| secret.trim_ascii())
     });
-    let plain = CREDENTIALS[1..].iter().flat_map(|name| headers.get_all(name));
-    bearers.chain(plain.map(|value| value.as_bytes().trim_ascii()))
+    let plain =
+        || CREDENTIALS[1..].iter().find_map(|name| headers.get(name)).map(|value| value.as_bytes().trim_ascii());
+    bearers.next().or_else(plain)
 }
 
 /// The digest by which a secret is known.

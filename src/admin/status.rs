@@ -6,14 +6,14 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use crate::config::plan::Plan;
-use crate::daemon::reload::Loaded;
+use crate::daemon::reload::LastReload;
 use crate::live::Live;
 use crate::observe::Gauged;
 use crate::pool::{Pool, Server, settings};
 
 /// What is in force, how its servers are, and how the configuration came in.
 #[must_use]
-pub fn status(live: &Live, started: SystemTime, config: &Loaded) -> Value {
+pub fn status(live: &Live, started: SystemTime, last: &LastReload) -> Value {
     let plan = &live.plan;
     let pools: Map<String, Value> = live.pools().map(|pool| (pool.settings.name.to_string(), of_pool(pool))).collect();
     let models: Map<String, Value> = plan
@@ -30,7 +30,7 @@ pub fn status(live: &Live, started: SystemTime, config: &Loaded) -> Value {
         "version": crate::VERSION,
         "revision": crate::REVISION,
         "started": time(started),
-        "config": of_config(plan, config),
+        "config": of_config(plan, last),
         "pools": pools,
         "models": models,
         "keys": keys,
@@ -49,13 +49,13 @@ pub fn gauged(live: &Live) -> impl Iterator<Item = Gauged<'_>> {
     })
 }
 
-fn of_config(plan: &Plan, loaded: &Loaded) -> Value {
+fn of_config(plan: &Plan, last: &LastReload) -> Value {
     let files: Vec<String> = plan.files.iter().map(|file| file.display().to_string()).collect();
     json!({
         "files": files,
-        "last_reload": time(loaded.at),
-        "faults": loaded.faults,
-        "restart_needed": loaded.restart_needed,
+        "last_reload": time(last.at),
+        "faults": last.faults,
+        "restart_needed": last.restart_needed,
     })
 }
 

@@ -79,7 +79,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
                 *refused = false;
                 tokio::spawn(self.clone().serve(stream));
             }
-            Err(e) if !EXHAUSTED.map(Some).contains(&e.raw_os_error()) => log::debug!("a connection was lost: {e}"),
+            Err(e) if e.raw_os_error().is_none_or(|code| !EXHAUSTED.contains(&code)) => {
+                log::debug!("a connection was lost: {e}");
+            }
             Err(e) => {
                 if !std::mem::replace(refused, true) {
                     log::error!("connections wait, for none can be accepted: {e}");

@@ -22,7 +22,7 @@ pub struct Reloader {
     observer: Arc<Observer>,
     /// What the process was started with.
     started: Arc<Live>,
-    loaded: Mutex<Loaded>,
+    last: Mutex<LastReload>,
     probes: Mutex<Option<Probes>>,
     /// Held by the one reload that is under way.
     turn: tokio::sync::Mutex<()>,
@@ -30,7 +30,7 @@ pub struct Reloader {
 
 /// How the configuration was last read.
 #[derive(Debug, Clone)]
-pub struct Loaded {
+pub struct LastReload {
     /// When.
     pub at: SystemTime,
     /// What was wrong with it; then the one before stays in force.
@@ -53,7 +53,7 @@ impl Reloader {
             started: current.live(),
             current,
             observer,
-            loaded: Mutex::new(Loaded { at, faults: vec![], restart_needed: vec![] }),
+            last: Mutex::new(LastReload { at, faults: vec![], restart_needed: vec![] }),
             probes: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
         }
@@ -70,7 +70,7 @@ impl Reloader {
     ///
     /// # Errors
     /// Every fault there is; then nothing has changed.
-    pub async fn reload(&self) -> Result<Loaded, Vec<String>> {
+    pub async fn reload(&self) -> Result<LastReload, Vec<String>> {
         let _turn = self.turn.lock().await;
         let (path, environment) = (self.path.clone(), self.environment.clone());
         let plan = tokio::task::spawn_blocking(move || Plan::load(&path, &*environment)).await;
@@ -83,29 +83,29 @@ impl Reloader {
             Ok(plan) => Ok(self.put_in_force(plan).await),
             Err(faults) => Err(faults),
         };
-        let mut loaded = self.loaded.lock();
-        loaded.at = SystemTime::now();
+        let mut last = self.last.lock();
+        last.at = SystemTime::now();
         match &reloaded {
             Ok(restart_needed) => {
-                loaded.faults.clear();
-                loaded.restart_needed.clone_from(restart_needed);
+                last.faults.clear();
+                last.restart_needed.clone_from(restart_needed);
                 restart_needed.iter().for_each(|setting| log::warn!("`{setting}` holds until a restart"));
                 log::info!("configuration reloaded");
             }
             Err(faults) => {
                 faults.iter().for_each(|fault| log::error!("not reloaded: {fault}"));
-                loaded.faults.clone_from(faults);
+                last.faults.clone_from(faults);
             }
         }
         self.observer.metrics.count_reload(reloaded.is_ok()); // what is counted is in force
-        self.observer.metrics.reloaded(reloaded.is_ok(), seconds(loaded.at));
-        reloaded.map(|_| loaded.clone())
+        self.observer.metrics.reloaded(reloaded.is_ok(), seconds(last.at));
+        reloaded.map(|_| last.clone())
     }
 
     /// How the configuration was last read.
     #[must_use]
-    pub fn loaded(&self) -> Loaded {
-        self.loaded.lock().clone()
+    pub fn last(&self) -> LastReload {
+        self.last.lock().clone()
     }
 
     /// The settings that wait for a restart.

@@ -40,7 +40,7 @@ pub enum Outcome {
 // === impl Way ===
 
 impl Way {
-    /// The server of the next attempt, and whether to reach it afresh. `None`: no server is left.
+    /// The lease of the next attempt. `None`: no server is left.
     pub fn go(&mut self, pool: &Pool) -> Option<&Lease> {
         if !self.fresh || self.lease.is_none() {
             let lease = self.reserved.take().or_else(|| pool.pick(&self.tried))?;

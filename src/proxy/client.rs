@@ -110,6 +110,12 @@ fn frame(header: &mut RequestHeader, length: usize) -> Result<()> {
     header.insert_header(CONTENT_LENGTH, length)
 }
 
+/// Whether the client has the beginning of an answer. A `100 Continue` is none.
+#[must_use]
+pub fn is_answered(session: &ServerSession) -> bool {
+    session.response_written().is_some_and(|header| !header.status.is_informational())
+}
+
 /// Brings the real session back: before an error is written and when the request ends, else the connection is lost.
 pub fn unwrap(session: &mut Session, shared: &Shared) {
     if !session.downstream_session.is_custom() {
@@ -220,8 +226,7 @@ impl Client {
 
     async fn piece(&mut self, silence: Duration, most: u64) -> Result<Option<Bytes>> {
         let real = self.real.as_mut().expect("the real session is there until the drop");
-        let answered = real.response_written().is_some_and(|header| !header.status.is_informational());
-        if answered {
+        if is_answered(real) {
             return real.read_body_or_idle(false).await;
         }
         let piece = timeout(silence, real.read_body_or_idle(false)).await.map_err(|_| Error::new_down(BODY_SILENT))?;

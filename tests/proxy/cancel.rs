@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::client::{Client, Leaving, Request, Version, post, prompt};
-use crate::harness::{in_front_of, pool};
+use crate::harness::{Forebay, in_front_of, pool};
 use crate::upstream::{Asked, Deaf, Engine, Gate, Reply};
 
 /// How long an engine may go on for nobody.
@@ -17,6 +19,17 @@ async fn freed_at_once(asked: &Asked, left: Instant) {
     assert!(after < AT_ONCE, "the engine was freed only after {after:?}");
 }
 
+/// That the engine is freed at once when the client of its one request leaves, and what is recorded of it.
+async fn frees_the_engine(forebay: &Forebay, asked: &Asked, leave: impl FnOnce(), status: u16) -> Value {
+    let left = Instant::now();
+    leave();
+    freed_at_once(asked, left).await;
+    forebay.idle().await;
+    let record = forebay.record().await;
+    assert_eq!((&record["status"], &record["end"]), (&status.into(), &"client_gone".into()), "{record}");
+    record
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_before_the_answer_frees_the_engine() {
     for (version, how) in WAYS {
@@ -26,12 +39,7 @@ async fn a_client_that_leaves_before_the_answer_frees_the_engine() {
         let pending = client.send(&prompt()).await;
         let asked = engine.asked(0).await;
         assert_eq!(forebay.server(0).in_flight(), 1);
-        let left = Instant::now();
-        pending.leave(how);
-        freed_at_once(&asked, left).await;
-        forebay.idle().await;
-        let record = forebay.record().await;
-        assert_eq!((&record["status"], &record["end"]), (&499.into(), &"client_gone".into()), "{version:?} {record}");
+        let record = frees_the_engine(&forebay, &asked, || pending.leave(how), 499).await;
         assert_eq!((forebay.server(0).errors(), &record["attempts"]), (0, &1.into()), "{record}");
     }
 }
@@ -45,12 +53,7 @@ async fn a_client_that_leaves_in_mid_stream_frees_the_engine() {
         let mut answer = client.send(&prompt()).await.answer().await;
         assert_eq!(answer.event().await.as_deref(), Some("data: 1\n\n"));
         let asked = engine.asked(0).await;
-        let left = Instant::now();
-        answer.leave(how);
-        freed_at_once(&asked, left).await;
-        forebay.idle().await;
-        let record = forebay.record().await;
-        assert_eq!((&record["status"], &record["end"]), (&200.into(), &"client_gone".into()), "{version:?} {record}");
+        frees_the_engine(&forebay, &asked, || answer.leave(how), 200).await;
         assert_eq!(forebay.server(0).errors(), 0);
     }
 }
@@ -72,12 +75,7 @@ async fn a_client_that_leaves_while_events_flow_frees_the_engine() {
             assert!(answer.event().await.is_some());
         }
         let asked = engine.asked(0).await;
-        let left = Instant::now();
-        answer.leave(how);
-        freed_at_once(&asked, left).await;
-        forebay.idle().await;
-        let record = forebay.record().await;
-        assert_eq!((&record["status"], &record["end"]), (&200.into(), &"client_gone".into()), "{version:?} {record}");
+        frees_the_engine(&forebay, &asked, || answer.leave(how), 200).await;
     }
 }
 
@@ -92,12 +90,7 @@ async fn a_client_that_has_stopped_reading_and_then_leaves_frees_the_engine() {
         let answer = client.send(&prompt()).await.answer().await;
         let asked = engine.asked(0).await;
         // 30 MB are more than the sockets hold, so forebay cannot be rid of them.
-        let left = Instant::now();
-        answer.leave(how);
-        freed_at_once(&asked, left).await;
-        forebay.idle().await;
-        let record = forebay.record().await;
-        assert_eq!((&record["status"], &record["end"]), (&200.into(), &"client_gone".into()), "{version:?} {record}");
+        frees_the_engine(&forebay, &asked, || answer.leave(how), 200).await;
     }
 }
 
@@ -127,12 +120,7 @@ async fn a_client_that_leaves_in_a_body_that_streams_frees_the_engine() {
         assert!(pending.pour("half of ".into(), false).await);
         let asked = engine.begun(0).await;
         asked.has(8).await;
-        let left = Instant::now();
-        pending.leave(how);
-        freed_at_once(&asked, left).await;
-        forebay.idle().await;
-        let record = forebay.record().await;
-        assert_eq!((&record["status"], &record["end"]), (&499.into(), &"client_gone".into()), "{version:?} {record}");
+        frees_the_engine(&forebay, &asked, || pending.leave(how), 499).await;
     }
 }
 
