@@ -235,7 +235,7 @@ impl fmt::Display for Rejection {
                 write!(f, "The request body did not arrive: nothing came for {} s.", silence.as_secs_f32())
             }
             Self::NoServer(_) => f.write_str("No server is available for this request now. Try again later."),
-            Self::Unavailable => f.write_str("The server for this request failed before it answered."),
+            Self::Unavailable => f.write_str("The server for this request failed."),
             Self::Timeout => f.write_str("The server for this request took too long."),
             Self::Internal => f.write_str("An internal error occurred."),
         }
