@@ -36,6 +36,7 @@ pub use units::{Digest, Size};
 
 use crate::access::route::Auth;
 use crate::pool::balance::Balance;
+use crate::pool::settings::Protocol;
 
 /// The whole file, its includes merged into it.
 #[derive(Debug, Default, Deserialize)]
@@ -152,6 +153,9 @@ pub struct Pool {
     /// The rule that picks a server.
     #[serde(default)]
     pub balance: Balance,
+    /// What is spoken with the engines.
+    #[serde(default)]
+    pub protocol: Protocol,
     /// The `Host` header to send; `""` or left out: the client's.
     #[serde(default)]
     pub host: Option<Spanned<String>>,
@@ -216,7 +220,7 @@ pub struct Health {
     /// What is asked for; `""` = TCP connect only; left out: by engine.
     pub path: Option<Spanned<String>>,
     /// The port probes go to; 0 = the server's own.
-    pub port: u16,
+    pub port: Spanned<u16>,
     /// From one probe to the next; never zero.
     #[serde(deserialize_with = "units::positive_duration")]
     pub interval: Duration,
@@ -375,7 +379,7 @@ impl Default for Health {
     fn default() -> Self {
         Health {
             path: None,
-            port: 0,
+            port: unwritten(0),
             interval: Duration::from_secs(5),
             timeout: Duration::from_secs(2),
             rise: count(2),
@@ -461,6 +465,7 @@ mod tests {
             engine = "openai"
             servers = [{ address = "a:1", weight = 1, backup = false }]
             balance = "round-robin"
+            protocol = "http1"
             [pool.x.health]
             port = 0
             interval = "5s"
@@ -571,8 +576,8 @@ mod tests {
             ),
             ("[pool.p]\nservers = [{ weight = 1 }]", &["a:2:12: `address` is missing in `servers` of [pool.p]"]),
             (
-                "[pool.p]\nbalance = \"ip-hash\"\nservers = [\"a:1\"]",
-                &["a:2:11: `ip-hash` is not possible here; write `round-robin`"],
+                "[pool.p]\nbalance = \"iphash\"\nservers = [\"a:1\"]",
+                &["a:2:11: `iphash` is not possible here; did you mean `ip-hash`?"],
             ),
             (
                 "[pool.p.health]\nrise = 0\nport = 70000\ninterval = \"0s\"",

@@ -18,7 +18,7 @@ pub use lease::Lease;
 pub use server::Server;
 pub use settings::Settings;
 
-use balance::{Candidate, Selector};
+use balance::{Asker, Candidate, Selector};
 
 /// A pool's place in the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,13 +62,13 @@ impl Pool {
 
     /// A lease on one of the usable servers that are not `tried`; backups only where no other is left.
     #[must_use]
-    pub fn pick(&self, tried: &[usize]) -> Option<Lease> {
+    pub fn pick(&self, tried: &[usize], asker: Asker) -> Option<Lease> {
         let mut chooser = self.chooser.lock();
         let Chooser { selector, candidates } = &mut *chooser;
         for backup in [false, true] {
             candidates.clear();
             candidates.extend(self.usable(tried, backup));
-            if let Some(place) = selector.choose(candidates) {
+            if let Some(place) = selector.choose(candidates, asker) {
                 return Some(Lease::new(self.servers[place].clone(), place));
             }
         }
@@ -100,6 +100,7 @@ impl Pool {
             })
             .map(|(place, (server, settings))| Candidate {
                 place,
+                id: server.id,
                 weight: settings.weight,
                 in_flight: server.in_flight(),
             })
@@ -108,14 +109,21 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
+    use super::balance::Balance;
     use super::*;
     use crate::pool::server::{Probed, Rules};
     use std::collections::HashMap;
+    use std::sync::Barrier;
     use std::time::SystemTime;
 
     /// A pool of servers that are up: name, weight, backup.
     pub(super) fn pool(servers: &[(&str, u32, bool)]) -> Pool {
+        balanced(Balance::RoundRobin, servers)
+    }
+
+    fn balanced(balance: Balance, servers: &[(&str, u32, bool)]) -> Pool {
         let settings = Settings {
+            balance,
             servers: servers
                 .iter()
                 .map(|(name, weight, backup)| settings::Server {
@@ -143,11 +151,11 @@ mod tests {
     #[test]
     fn requests_go_round_in_the_order_of_the_weights() {
         let pool = pool(&[("a", 5, false), ("b", 1, false), ("c", 1, false)]);
-        let order: Vec<String> = (0..14).map(|_| picked(&pool, pool.pick(&[]))).collect();
+        let order: Vec<String> = (0..14).map(|_| picked(&pool, pool.pick(&[], Asker::default()))).collect();
         assert_eq!(order.join(""), "aabacaaaabacaa");
         let mut counts = HashMap::new();
         for _ in 0..7_000 {
-            *counts.entry(picked(&pool, pool.pick(&[]))).or_insert(0) += 1;
+            *counts.entry(picked(&pool, pool.pick(&[], Asker::default()))).or_insert(0) += 1;
         }
         assert_eq!((counts["a"], counts["b"], counts["c"]), (5_000, 1_000, 1_000));
     }
@@ -156,8 +164,8 @@ mod tests {
     fn a_server_that_is_down_tried_or_of_no_weight_is_not_picked() {
         let pool = pool(&[("a", 1, false), ("b", 1, false), ("z", 0, false)]);
         observe(&pool.servers[0], Probed::Failed("down".into()));
-        assert_eq!((0..3).map(|_| picked(&pool, pool.pick(&[]))).collect::<String>(), "bbb");
-        assert_eq!(picked(&pool, pool.pick(&[1])), "-");
+        assert_eq!((0..3).map(|_| picked(&pool, pool.pick(&[], Asker::default()))).collect::<String>(), "bbb");
+        assert_eq!(picked(&pool, pool.pick(&[1], Asker::default())), "-");
         assert!(pool.is_usable());
         observe(&pool.servers[1], Probed::Failed("down".into()));
         assert!(!pool.is_usable());
@@ -166,25 +174,50 @@ mod tests {
     #[test]
     fn a_backup_is_picked_only_where_no_other_is_left() {
         let pool = pool(&[("a", 1, false), ("b", 1, true)]);
-        assert_eq!(picked(&pool, pool.pick(&[])), "a");
-        assert_eq!(picked(&pool, pool.pick(&[0])), "b");
+        assert_eq!(picked(&pool, pool.pick(&[], Asker::default())), "a");
+        assert_eq!(picked(&pool, pool.pick(&[0], Asker::default())), "b");
         observe(&pool.servers[0], Probed::Failed("down".into()));
-        assert_eq!(picked(&pool, pool.pick(&[])), "b");
+        assert_eq!(picked(&pool, pool.pick(&[], Asker::default())), "b");
     }
 
     #[test]
     fn a_lease_counts_while_it_is_held_and_no_longer() {
         let pool = pool(&[("a", 1, false)]);
-        let leases: Vec<_> = (0..3).map(|_| pool.pick(&[])).collect();
+        let leases: Vec<_> = (0..3).map(|_| pool.pick(&[], Asker::default())).collect();
         assert_eq!(pool.servers[0].in_flight(), 3);
         drop(leases);
         assert_eq!(pool.servers[0].in_flight(), 0);
     }
 
     #[test]
+    fn simultaneous_picks_never_share_a_server_while_another_is_idle() {
+        let servers: Vec<(String, u32, bool)> = (1..=8).map(|weight| (format!("s{weight}"), weight, false)).collect();
+        let servers: Vec<(&str, u32, bool)> =
+            servers.iter().map(|(name, weight, _)| (&**name, *weight, false)).collect();
+        let pool = balanced(Balance::LeastConnections, &servers);
+        let together = Barrier::new(8);
+        let pick = || {
+            let shared = |_: &usize| {
+                together.wait();
+                let lease = pool.pick(&[], Asker::default()).unwrap();
+                together.wait(); // all are held at once
+                let shared = lease.server.in_flight() > 1;
+                together.wait();
+                shared
+            };
+            (0..1_000).filter(shared).count()
+        };
+        let shared: usize = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..8).map(|_| scope.spawn(pick)).collect();
+            all.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(shared, 0);
+    }
+
+    #[test]
     fn a_reloaded_pool_keeps_the_state_of_servers_that_stay() {
         let before = pool(&[("a", 1, false), ("b", 1, false)]);
-        let lease = before.pick(&[]);
+        let lease = before.pick(&[], Asker::default());
         let settings = Settings { servers: vec![before.settings.servers[0].clone()], ..Settings::named("p") };
         let after = Pool::new(Arc::new(settings), Some(&before));
         assert_eq!(after.servers[0].in_flight(), 1);

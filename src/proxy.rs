@@ -25,7 +25,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora::{Error, ErrorType, Result};
 
 use crate::access::Route;
 use crate::live::Current;
@@ -110,7 +110,8 @@ impl ProxyHttp for Proxy {
         let raw = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
         let header = session.req_header_mut();
         x.answer.dialect = Dialect::of(header.uri.path()); // until a route says more
-        x.identity = Some(Identity::of(&header.headers, peer, &x.live.plan.server.trusted_proxies));
+        let identity = x.identity.insert(Identity::of(&header.headers, peer, &x.live.plan.server.trusted_proxies));
+        x.way.asker.client = identity.client;
         headers::check(header, raw.as_deref())?;
         headers::to_origin_form(header)
     }
@@ -122,8 +123,8 @@ impl ProxyHttp for Proxy {
     async fn upstream_peer(&self, _: &mut Session, x: &mut Exchange) -> Result<Box<HttpPeer>> {
         let pool = x.admitted.pool.as_ref().ok_or(Rejection::Internal)?;
         let lease = x.way.go(pool).ok_or(Rejection::NoServer(pool.settings.health.interval))?;
-        let address = lease.server.resolved().ok_or(Rejection::Unavailable)?;
-        Ok(peer::of(&pool.settings, address, x.way.fresh))
+        let endpoint = lease.server.endpoint().ok_or(Rejection::Unavailable)?;
+        peer::of(&pool.settings, &endpoint, x.way.fresh)
     }
 
     fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, x: &mut Exchange, mut e: Box<Error>) -> Box<Error> {
@@ -195,12 +196,7 @@ impl ProxyHttp for Proxy {
     ) -> Box<Error> {
         let begun = client::is_answered(session.as_downstream());
         let (end, _) = ending::of(&e, begun, &x.live.plan.server);
-        let lost = matches!(
-            e.etype(),
-            ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError | ErrorType::H2Error
-        );
-        let kept_alive = reused && lost && *e.esource() == ErrorSource::Upstream;
-        let failure = if kept_alive { Failure::KeptAlive } else { Failure::Other };
+        let failure = if reused && ending::died_unused(&mut e) { Failure::KeptAlive } else { Failure::Other };
         let outcome = outcome(&e, end);
         let again = match &x.admitted.pool {
             Some(pool) if !begun => x.way.fails(failure, outcome, pool),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::os::unix::net::SocketAddr as UnixSocketAddr;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -11,13 +12,18 @@ use toml::Spanned;
 
 use super::{Server, units};
 
-/// Where an engine listens, written as `"host:port"`.
+/// Where an engine listens, written as `"host:port"` or `"unix:/path"`.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Address {
-    /// A name or an IP address, one of version 6 without its brackets.
-    pub host: String,
-    /// The port, never 0.
-    pub port: u16,
+pub enum Address {
+    /// By TCP.
+    Tcp {
+        /// A name or an IP address, one of version 6 without its brackets.
+        host: String,
+        /// The port, never 0.
+        port: u16,
+    },
+    /// The path of a unix socket.
+    Unix(PathBuf),
 }
 
 /// Where forebay listens, written as `"ip:port"` or `"unix:/path"`.
@@ -58,8 +64,8 @@ fn parse_address(text: &str) -> Result<Address, String> {
         let authority = rest.split('/').next().unwrap_or(rest);
         return Err(format!("{text:?} is a URL; write the address alone: {authority:?}"));
     }
-    if text.starts_with("unix:") {
-        return Err(format!("{text:?} is a unix socket; write \"host:port\""));
+    if let Some(path) = text.strip_prefix("unix:") {
+        return unix_path(path, text).map(Address::Unix);
     }
     if let Some((address, _)) = text.split_once('/') {
         return Err(format!("{text:?} has a path; write {address:?}, and put the path into `path_prefix`"));
@@ -88,17 +94,27 @@ fn parse_address(text: &str) -> Result<Address, String> {
     // Rust reads "+80" too.
     let digits = port.bytes().all(|byte| byte.is_ascii_digit());
     match port.parse() {
-        Ok(port) if digits && port > 0 => Ok(Address { host: host.to_owned(), port }),
+        Ok(port) if digits && port > 0 => Ok(Address::Tcp { host: host.to_owned(), port }),
         _ => Err(format!("{text:?} has a port that is not between 1 and 65535")),
+    }
+}
+
+/// The path in `text`, which the system must be able to take for a socket's.
+fn unix_path(path: &str, text: &str) -> Result<PathBuf, String> {
+    if !path.starts_with('/') {
+        return Err(format!("{text:?} needs an absolute path; write \"unix:/path\""));
+    }
+    match UnixSocketAddr::from_pathname(path) {
+        Ok(_) => Ok(PathBuf::from(path)),
+        Err(_) => {
+            Err(format!("{text:?} has a path that is too long for a unix socket; write one of 107 bytes at most"))
+        }
     }
 }
 
 fn parse_listen(text: &str) -> Result<Listen, String> {
     if let Some(path) = text.strip_prefix("unix:") {
-        if !path.starts_with('/') {
-            return Err(format!("{text:?} needs an absolute path; write \"unix:/path\""));
-        }
-        return Ok(Listen::Unix(PathBuf::from(path)));
+        return unix_path(path, text).map(Listen::Unix);
     }
     text.parse().map(Listen::Tcp).map_err(|_| {
         let port = text.rsplit(':').next().and_then(|port| port.parse::<u16>().ok());
@@ -112,8 +128,11 @@ fn parse_listen(text: &str) -> Result<Listen, String> {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Address { host, port } = self;
-        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+        match self {
+            Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Address::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
     }
 }
 
@@ -195,7 +214,8 @@ mod tests {
             ("a:0", Err("\"a:0\" has a port that is not between 1 and 65535")),
             ("a:70000", Err("\"a:70000\" has a port that is not between 1 and 65535")),
             ("a:b:80", Err("\"a:b:80\" has a port that is not between 1 and 65535")),
-            ("unix:/run/a", Err("\"unix:/run/a\" is a unix socket; write \"host:port\"")),
+            ("unix:/run/a", Ok("unix:/run/a")),
+            ("unix:run/a", Err("\"unix:run/a\" needs an absolute path; write \"unix:/path\"")),
             (":80", Err("\":80\" is not an address; write such as \"10.0.0.11:8000\"")),
             ("a:80/v1", Err("\"a:80/v1\" has a path; write \"a:80\", and put the path into `path_prefix`")),
         ];

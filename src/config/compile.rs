@@ -150,13 +150,15 @@ impl Compiler<'_> {
         if let Some(written) = pool.path_prefix.as_ref().filter(|_| !prefix.is_empty()) {
             self.path("path_prefix", written);
         }
+        let health = self.health(pool.engine, &pool.health, &servers);
         Settings {
             name: name.into(),
             servers,
             balance: pool.balance,
+            protocol: pool.protocol,
             host: host.and_then(|host| HeaderValue::from_str(host.get_ref()).ok()),
             path_prefix: prefix.into(),
-            health: self.health(pool.engine, &pool.health),
+            health,
             connect: some(pool.timeouts.connect),
             first_byte: some(pool.timeouts.first_byte),
             idle_timeout: pool.connections.idle_timeout,
@@ -172,13 +174,21 @@ impl Compiler<'_> {
         let name = server.name.as_ref().map_or_else(|| address.to_string(), |name| name.get_ref().clone());
         settings::Server {
             name: name.into(),
-            address: Address::new(&address.host, address.port),
+            address: match address {
+                super::Address::Tcp { host, port } => Address::new(host, *port),
+                super::Address::Unix(path) => Address::Unix(path.clone()),
+            },
             weight: server.weight,
             backup: server.backup,
         }
     }
 
-    fn health(&mut self, engine: Engine, health: &super::Health) -> Health {
+    fn health(&mut self, engine: Engine, health: &super::Health, servers: &[settings::Server]) -> Health {
+        let socket = servers.iter().find(|server| matches!(server.address, Address::Unix(_)));
+        if let (Some(server), true) = (socket, *health.port.get_ref() > 0) {
+            let message = format!("the probes of {} cannot go to another port; write 0", server.address);
+            self.fault(&health.port.span(), message);
+        }
         let path = health.path.as_ref().map(|path| path.get_ref().as_str());
         let path = path.or(engine.health_path()).unwrap_or_default();
         if let Some(written) = health.path.as_ref().filter(|_| !path.is_empty()) {
@@ -190,7 +200,7 @@ impl Compiler<'_> {
         };
         Health {
             check,
-            port: (health.port > 0).then_some(health.port),
+            port: Some(*health.port.get_ref()).filter(|port| *port > 0),
             interval: health.interval,
             timeout: health.timeout,
             rules: Rules { rise: health.rise.get(), fall: health.fall.get() },

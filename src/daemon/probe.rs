@@ -4,6 +4,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::os::unix::net::SocketAddr as UnixSocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
@@ -21,7 +22,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use super::resolve::Resolver;
 use crate::live::Live;
 use crate::pool::server::{Probed, State};
-use crate::pool::settings::{Check, Health};
+use crate::pool::settings::{Check, Endpoint, Health, Protocol};
 use crate::pool::{Pool, Server, Settings};
 use crate::proxy::ending::in_words;
 
@@ -102,8 +103,7 @@ async fn probe(server: &Server, resolver: &mut Resolver, check: &Question, healt
     let share = health.timeout / u32::try_from(addresses.len()).unwrap_or(1).max(1);
     let mut last = None;
     for address in addresses {
-        let port = health.port.unwrap_or(address.port());
-        let addr = PeerAddr::Inet(SocketAddr::new(address.ip(), port));
+        let Some(addr) = probed_at(&address, health.port) else { continue };
         let backend = Backend { addr, weight: 1, ext: Default::default() };
         last = match timeout(share, check.check(&backend)).await {
             Ok(Ok(())) => Some(Probed::Alive),
@@ -111,11 +111,23 @@ async fn probe(server: &Server, resolver: &mut Resolver, check: &Question, healt
             Err(_) => late(),
         };
         if matches!(last, Some(Probed::Alive | Probed::Refused(_))) {
-            server.resolves_to(address);
+            if let Endpoint::Socket(address) = address {
+                server.resolves_to(address);
+            }
             break;
         }
     }
     last
+}
+
+/// Where a server's probe goes: to its own address, or to another port there.
+fn probed_at(server: &Endpoint, port: Option<u16>) -> Option<PeerAddr> {
+    match server {
+        Endpoint::Socket(address) => {
+            Some(PeerAddr::Inet(SocketAddr::new(address.ip(), port.unwrap_or(address.port()))))
+        }
+        Endpoint::Unix(path) => UnixSocketAddr::from_pathname(path).map(PeerAddr::Unix).ok(),
+    }
 }
 
 /// What a failed check says of the server; `None`: nothing.
@@ -134,6 +146,9 @@ fn check(settings: &Settings) -> Question {
     let mut check = HttpHealthCheck::new_custom("forebay", false, connector());
     check.peer_template.options.connection_timeout = None;
     check.peer_template.options.read_timeout = None;
+    if settings.protocol == Protocol::Http2 {
+        check.peer_template.options.set_http_version(2, 2);
+    }
     check.req.set_uri(path.clone());
     if let Some(host) = &settings.host {
         check.req.insert_header(HOST, host).expect("a header value is one");

@@ -7,7 +7,7 @@ use tokio::net::lookup_host;
 use tokio::time::Instant;
 
 use crate::pool::Server;
-use crate::pool::settings::Address;
+use crate::pool::settings::{Address, Endpoint};
 
 /// How long an answer is believed.
 const AGE: Duration = Duration::from_secs(30);
@@ -27,24 +27,29 @@ impl Resolver {
     ///
     /// # Errors
     /// Why there is none, for people.
-    pub async fn addresses(&mut self, server: &Server) -> Result<Vec<SocketAddr>, String> {
+    pub async fn addresses(&mut self, server: &Server) -> Result<Vec<Endpoint>, String> {
         let Address::Name { host, port } = &server.address else {
-            return Ok(server.resolved().into_iter().collect());
+            return Ok(server.endpoint().into_iter().collect());
         };
         // While it does not answer, where it is may have changed.
+        let known = server.health().resolved;
         let fresh = server.is_up() && self.asked.is_some_and(|asked| asked.elapsed() < AGE);
         if !fresh {
             self.asked = Some(Instant::now());
             match lookup_host((&**host, *port)).await {
                 Ok(answers) => self.answers = answers.collect(),
-                Err(e) if self.answers.is_empty() && server.resolved().is_none() => {
+                Err(e) if self.answers.is_empty() && known.is_none() => {
                     return Err(format!("{host} does not resolve: {e}"));
                 }
                 Err(_) => {}
             }
         }
-        let all = in_order(server.resolved(), &self.answers);
-        if all.is_empty() { Err(format!("{host} has no address")) } else { Ok(all) }
+        let all = in_order(known, &self.answers);
+        if all.is_empty() {
+            Err(format!("{host} has no address"))
+        } else {
+            Ok(all.into_iter().map(Endpoint::Socket).collect())
+        }
     }
 }
 

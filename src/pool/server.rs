@@ -6,13 +6,15 @@ use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
-use super::settings::Address;
+use super::settings::{Address, Endpoint};
 
 /// One engine. It outlives reloads, and so do its counts.
 #[derive(Debug)]
 pub struct Server {
     /// Where it listens, as configured.
     pub address: Address,
+    /// The address as a number, for selectors.
+    pub id: u64,
     health: Mutex<Health>,
     /// What `health` says, for the pick to read without its lock.
     up: AtomicBool,
@@ -32,7 +34,7 @@ pub struct Health {
     pub since: SystemTime,
     /// When it was last probed.
     pub probed: Option<SystemTime>,
-    /// Where it is reached; the last known answer if its name no longer resolves.
+    /// Where its name leads; the last known answer if it no longer resolves.
     pub resolved: Option<SocketAddr>,
     /// Probes in a row that speak against the state.
     against: u32,
@@ -86,13 +88,10 @@ impl Server {
     /// A server that was not probed yet.
     #[must_use]
     pub fn new(address: Address) -> Self {
-        let resolved = match &address {
-            Address::Socket(address) => Some(*address),
-            Address::Name { .. } => None,
-        };
         Self {
+            id: address.id(),
             address,
-            health: Mutex::new(Health::new(resolved, SystemTime::now())),
+            health: Mutex::new(Health::new(SystemTime::now())),
             up: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
             requests: AtomicU64::new(0),
@@ -143,10 +142,11 @@ impl Server {
 
     /// Where it is reached. `None` while its name has never resolved.
     #[must_use]
-    pub fn resolved(&self) -> Option<SocketAddr> {
+    pub fn endpoint(&self) -> Option<Endpoint> {
         match &self.address {
-            Address::Socket(address) => Some(*address),
-            Address::Name { .. } => self.health.lock().resolved,
+            Address::Socket(address) => Some(Endpoint::Socket(*address)),
+            Address::Name { .. } => self.health.lock().resolved.map(Endpoint::Socket),
+            Address::Unix(path) => Some(Endpoint::Unix(path.clone())),
         }
     }
 
@@ -176,9 +176,9 @@ impl Server {
 // === impl Health ===
 
 impl Health {
-    fn new(resolved: Option<SocketAddr>, now: SystemTime) -> Self {
+    fn new(now: SystemTime) -> Self {
         let why = "not probed yet".to_owned();
-        Self { state: State::Starting, why, since: now, probed: None, resolved, against: 0 }
+        Self { state: State::Starting, why, since: now, probed: None, resolved: None, against: 0 }
     }
 
     /// The first probe decides at once; then `rise` good or `fall` bad ones in a row do.
@@ -226,7 +226,7 @@ mod tests {
 
     /// `+` a good probe, `r` a refused one, `-` a bad one; the states after each: `s u d`.
     fn states(probes: &str, rise: u32, fall: u32) -> String {
-        let mut health = Health::new(None, UNIX_EPOCH);
+        let mut health = Health::new(UNIX_EPOCH);
         let letters = probes.chars().enumerate().map(|(n, probe)| {
             let probed = match probe {
                 '+' => Probed::Alive,
@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_change_says_from_what_to_what_and_why_and_since_when() {
-        let mut health = Health::new(None, UNIX_EPOCH);
+        let mut health = Health::new(UNIX_EPOCH);
         let rules = Rules { rise: 1, fall: 1 };
         let later = UNIX_EPOCH + Duration::from_secs(9);
         assert!(health.observe(Probed::Alive, rules, UNIX_EPOCH).is_some());

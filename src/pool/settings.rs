@@ -2,10 +2,13 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, Uri};
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 
 use super::balance::Balance;
 use super::server::Rules;
@@ -19,6 +22,8 @@ pub struct Settings {
     pub servers: Vec<Server>,
     /// The rule that picks one.
     pub balance: Balance,
+    /// What is spoken with them.
+    pub protocol: Protocol,
     /// The `Host` sent to the engines; `None`: the client's.
     pub host: Option<HeaderValue>,
     /// Put before the path; no trailing slash.
@@ -60,6 +65,28 @@ pub enum Address {
         /// The port.
         port: u16,
     },
+    /// The path of a unix socket.
+    Unix(PathBuf),
+}
+
+/// Where an engine is reached, when nothing is left to be resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// An IP address and a port.
+    Socket(SocketAddr),
+    /// The path of a unix socket.
+    Unix(PathBuf),
+}
+
+/// What is spoken with an engine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1: a connection for each request at a time.
+    #[default]
+    Http1,
+    /// HTTP/2: several requests share a connection. Without TLS by prior knowledge.
+    Http2,
 }
 
 /// How a pool's servers are probed.
@@ -97,6 +124,13 @@ impl Address {
             Err(_) => Self::Name { host: host.into(), port },
         }
     }
+
+    /// A number by which selectors tell servers apart: the same in every process that knows this address.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        let digest = Sha256::digest(self.to_string());
+        digest.iter().take(8).fold(0, |id, byte| id << 8 | u64::from(*byte))
+    }
 }
 
 impl fmt::Display for Address {
@@ -104,6 +138,7 @@ impl fmt::Display for Address {
         match self {
             Self::Socket(address) => address.fmt(f),
             Self::Name { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
@@ -116,6 +151,7 @@ impl Settings {
             name: name.into(),
             servers: vec![],
             balance: Balance::RoundRobin,
+            protocol: Protocol::Http1,
             host: None,
             path_prefix: "".into(),
             health: Health {

@@ -1,11 +1,14 @@
 //! A request's way through its pool: which servers it tries, and how each attempt ends.
 
+use super::balance::Asker;
 use super::retry::{Failure, Next, Tries, next};
 use super::{Lease, Pool};
 
 /// A request's way through its pool.
 #[derive(Debug, Default)]
 pub struct Way {
+    /// Who goes.
+    pub asker: Asker,
     /// The attempt under way.
     lease: Option<Lease>,
     /// The next server, leased before the attempt under way is given up.
@@ -43,7 +46,7 @@ impl Way {
     /// The lease of the next attempt. `None`: no server is left.
     pub fn go(&mut self, pool: &Pool) -> Option<&Lease> {
         if !self.fresh || self.lease.is_none() {
-            let lease = self.reserved.take().or_else(|| pool.pick(&self.tried))?;
+            let lease = self.reserved.take().or_else(|| pool.pick(&self.tried, self.asker))?;
             self.tried.push(lease.place);
             self.outcomes.push(Outcome::Cancelled); // until something else is known
             self.lease = Some(lease); // the former one is given back here
@@ -67,7 +70,7 @@ impl Way {
         self.ends(outcome);
         if next == Next::Another {
             self.fresh = false;
-            self.reserved = pool.pick(&self.tried);
+            self.reserved = pool.pick(&self.tried, self.asker);
         }
         self.reserved.is_some()
     }

@@ -72,6 +72,22 @@ pub fn of(error: &Error, begun: bool, limits: &Server) -> (End, Option<Rejection
     }
 }
 
+/// Whether a kept connection to an engine ended without having taken this request for its own.
+///
+/// Over HTTP/2 only Pingora knows: a reset of one stream says nothing of the connection, unless it is a refusal.
+#[must_use]
+pub fn died_unused(error: &mut Error) -> bool {
+    if *error.esource() != ErrorSource::Upstream {
+        return false;
+    }
+    let http2 = error.root_cause().is::<h2::Error>();
+    error.retry.decide_reuse(true);
+    match error.etype() {
+        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError if !http2 => true,
+        _ => http2 && error.retry(),
+    }
+}
+
 /// A failure of an engine in words, for the log.
 #[must_use]
 pub fn in_words(error: &Error) -> &'static str {

@@ -1,13 +1,15 @@
 //! Server → the peer that Pingora connects to.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use pingora::Result;
 use pingora::protocols::TcpKeepalive;
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 
+use super::rejection::Rejection;
 use crate::pool::Settings;
+use crate::pool::settings::{Endpoint, Protocol};
 
 /// Groups of connections that nothing else shares: Pingora 0.9.1 cannot be told to leave its pool aside.
 static FRESH: AtomicU64 = AtomicU64::new(1 << 63);
@@ -20,18 +22,35 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive {
     user_timeout: Duration::ZERO,
 };
 
-/// The peer at `address`. A `fresh` one is reached over a connection that no request used before and none will after.
-#[must_use]
-pub fn of(settings: &Settings, address: SocketAddr, fresh: bool) -> Box<HttpPeer> {
-    let mut peer = Box::new(HttpPeer::new(address, false, String::new()));
+/// The most requests that share an HTTP/2 connection; an engine may allow fewer.
+const STREAMS: u32 = 100;
+/// The bytes that an engine may send on an HTTP/2 stream before its client has taken any.
+const WINDOW: u32 = 1 << 20;
+
+/// The peer at `endpoint`. A `fresh` one is reached over a connection that no request used before and none will after.
+///
+/// # Errors
+/// When the path of a unix socket is none.
+pub fn of(settings: &Settings, endpoint: &Endpoint, fresh: bool) -> Result<Box<HttpPeer>> {
+    let mut peer = Box::new(match endpoint {
+        Endpoint::Socket(address) => HttpPeer::new(address, false, String::new()),
+        Endpoint::Unix(path) => HttpPeer::new_uds(path.to_str().ok_or(Rejection::Unavailable)?, false, String::new())?,
+    });
     let options = &mut peer.options;
     options.connection_timeout = settings.connect;
     options.idle_timeout = Some(settings.idle_timeout);
-    options.tcp_keepalive = Some(KEEPALIVE);
+    options.tcp_keepalive = matches!(endpoint, Endpoint::Socket(_)).then_some(KEEPALIVE);
     options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
+    if settings.protocol == Protocol::Http2 {
+        options.set_http_version(2, 2);
+        options.max_h2_streams = STREAMS as usize;
+        // The connection's window holds all of its streams' windows: clients that read nothing hold up no others.
+        options.h2_stream_window_size = Some(WINDOW);
+        options.h2_connection_window_size = Some(STREAMS * WINDOW);
+    }
     if fresh {
         options.idle_timeout = Some(Duration::from_millis(1));
         peer.group_key = FRESH.fetch_add(1, Relaxed);
     }
-    peer
+    Ok(peer)
 }

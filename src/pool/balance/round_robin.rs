@@ -2,7 +2,7 @@
 //!
 //! Each choice gives every candidate its weight in credit, takes the one with the most, and charges it for all.
 
-use super::{Candidate, Selector};
+use super::{Asker, Candidate, Selector};
 
 /// The credit of each server of a pool, by place.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ impl RoundRobin {
 }
 
 impl Selector for RoundRobin {
-    fn choose(&mut self, candidates: &[Candidate]) -> Option<usize> {
+    fn choose(&mut self, candidates: &[Candidate], _: Asker) -> Option<usize> {
         let mut total = 0;
         let mut best: Option<usize> = None;
         for candidate in candidates {
@@ -46,9 +46,12 @@ mod tests {
             .iter()
             .enumerate()
             .filter(|(_, weight)| **weight > 0)
-            .map(|(place, weight)| Candidate { place, weight: *weight, in_flight: 0 })
+            .map(|(place, weight)| Candidate { place, id: 0, weight: *weight, in_flight: 0 })
             .collect();
-        (0..picks).filter_map(|_| selector.choose(&candidates)).map(|place| char::from(b'a' + place as u8)).collect()
+        (0..picks)
+            .filter_map(|_| selector.choose(&candidates, Asker::default()))
+            .map(|place| char::from(b'a' + place as u8))
+            .collect()
     }
 
     #[test]
@@ -68,13 +71,13 @@ mod tests {
 
     #[test]
     fn a_server_that_comes_back_does_not_make_up_for_its_absence() {
-        let candidate = |place| Candidate { place, weight: 1, in_flight: 0 };
+        let candidate = |place| Candidate { place, id: 0, weight: 1, in_flight: 0 };
         let mut selector = RoundRobin::new(2);
         for _ in 0..100 {
-            assert_eq!(selector.choose(&[candidate(0)]), Some(0));
+            assert_eq!(selector.choose(&[candidate(0)], Asker::default()), Some(0));
         }
         let both = [candidate(0), candidate(1)];
-        let order: Vec<_> = (0..4).filter_map(|_| selector.choose(&both)).collect();
+        let order: Vec<_> = (0..4).filter_map(|_| selector.choose(&both, Asker::default())).collect();
         assert_eq!(order, [0, 1, 0, 1]);
     }
 }
