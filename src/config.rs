@@ -12,6 +12,7 @@ mod fault;
 mod merge;
 mod parse;
 pub mod plan;
+mod secret;
 mod source;
 mod table;
 mod units;
@@ -31,6 +32,7 @@ pub use toml::Spanned;
 pub use address::{Address, Listen};
 pub use fault::{Fault, Faults, Place};
 pub use merge::Declared;
+pub use secret::Secret;
 pub use source::{Loaded, Sources, load};
 pub use units::{Digest, Size};
 
@@ -156,12 +158,21 @@ pub struct Pool {
     /// What is spoken with the engines.
     #[serde(default)]
     pub protocol: Protocol,
+    /// The engines' own key, sent as a bearer token.
+    #[serde(default = "no_secret")]
+    pub api_key: Spanned<Secret>,
     /// The `Host` header to send; `""` or left out: the client's.
     #[serde(default)]
     pub host: Option<Spanned<String>>,
     /// Put before the path, such as `/api`; `""` or left out: nothing.
     #[serde(default)]
     pub path_prefix: Option<Spanned<String>>,
+    /// Headers that requests to the engines get, in place of what clients sent in them.
+    #[serde(default)]
+    pub set_headers: BTreeMap<Spanned<String>, Spanned<String>>,
+    /// Headers of clients that engines do not get.
+    #[serde(default)]
+    pub remove_headers: Vec<Spanned<String>>,
     /// How the servers are probed.
     #[serde(default)]
     pub health: Health,
@@ -337,6 +348,10 @@ pub struct Key {
 
 table::tables!(Config ServerTable Admin Log Pool Health Timeouts Connections Retry Model Route Key);
 
+fn no_secret() -> Spanned<Secret> {
+    unwritten(Secret::default())
+}
+
 fn owner() -> String {
     "forebay".to_owned()
 }
@@ -466,6 +481,9 @@ mod tests {
             servers = [{ address = "a:1", weight = 1, backup = false }]
             balance = "round-robin"
             protocol = "http1"
+            api_key = ""
+            set_headers = {}
+            remove_headers = []
             [pool.x.health]
             port = 0
             interval = "5s"

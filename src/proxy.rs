@@ -141,7 +141,7 @@ impl ProxyHttp for Proxy {
         };
         readdress(to, route, &pool.settings.path_prefix)?;
         let via = s.req_header().version;
-        headers::to_engine(to, identity, via, pool.settings.host.as_ref(), x.admitted.credentials_pass)
+        headers::to_engine(to, identity, via, &pool.settings.headers, x.admitted.credentials_pass)
     }
 
     async fn upstream_response_filter(&self, _: &mut Session, h: &mut ResponseHeader, x: &mut Exchange) -> Result<()> {
@@ -152,6 +152,10 @@ impl ProxyHttp for Proxy {
             return Ok(());
         }
         x.answer.first_byte = Some(Instant::now());
+        let pool = x.admitted.pool.as_ref();
+        if h.status == StatusCode::UNAUTHORIZED && pool.is_some_and(|pool| pool.settings.headers.api_key.is_some()) {
+            return Err(Rejection::UpstreamCredentials.into());
+        }
         x.way.ends(Outcome::Answered);
         let kind = h.headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
         if is_event_stream(kind) && !h.headers.contains_key(CONTENT_ENCODING) {

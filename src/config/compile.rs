@@ -1,6 +1,8 @@
 //! Checks a configuration as a whole and makes a plan of it: that every name leads somewhere, and that nothing is there
 //! which could never be used.
 
+mod pool;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Display;
 use std::ops::Range;
@@ -9,17 +11,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use glob::Pattern;
-use http::{HeaderValue, Method};
+use http::Method;
 use log::LevelFilter;
 
 use super::plan::{Admin, Log, Plan, Server};
 use super::wording::advice;
-use super::{Config, Declared, Engine, Fault, Level, Listen, Loaded, Sources, Spanned};
+use super::{Config, Declared, Fault, Level, Listen, Loaded, Sources, Spanned};
 use crate::access::route::{Auth, HostPattern, PathPattern, Target};
 use crate::access::{Key, Keys, Model, Models, Route, Routes, key};
-use crate::pool::server::Rules;
-use crate::pool::settings::{Address, Check, Health};
-use crate::pool::{PoolId, Settings, settings};
+use crate::pool::PoolId;
 
 /// The name of the route that serves where none is configured.
 const DEFAULT_ROUTE: &str = "default";
@@ -30,10 +30,10 @@ const MOST_THREADS: usize = 1024;
 const MOST_IDLE: usize = 1_000_000;
 
 /// The plan that was written, and all that is wrong with it; with faults it is none to run.
-pub(super) fn compile(loaded: Loaded) -> (Plan, Vec<Fault>) {
+pub(super) fn compile(loaded: Loaded, environment: &dyn Fn(&str) -> Option<String>) -> (Plan, Vec<Fault>) {
     let Loaded { config, sources, declared, faults } = loaded;
     let places = config.pool.keys().enumerate().map(|(place, name)| (name.get_ref().as_str(), PoolId(place))).collect();
-    let mut compiler = Compiler { sources: &sources, declared: &declared, places, faults };
+    let mut compiler = Compiler { sources: &sources, declared: &declared, environment, places, faults };
     let plan = compiler.plan(&config);
     (plan, compiler.faults)
 }
@@ -42,6 +42,7 @@ pub(super) fn compile(loaded: Loaded) -> (Plan, Vec<Fault>) {
 struct Compiler<'c> {
     sources: &'c Sources,
     declared: &'c Declared,
+    environment: &'c dyn Fn(&str) -> Option<String>,
     places: BTreeMap<&'c str, PoolId>,
     faults: Vec<Fault>,
 }
@@ -121,89 +122,6 @@ impl Compiler<'_> {
         let pools = config.pool.keys().map(|pool| ("pool", pool));
         for (what, name) in pools.chain(routes).chain(keys).filter(|(_, name)| name.get_ref().is_empty()) {
             self.fault(&name.span(), format!("the {what}'s name is empty; logs and metrics call it so"));
-        }
-    }
-
-    // --- pools ---
-
-    fn pool(&mut self, name: &str, pool: &super::Pool) -> Settings {
-        let written = pool.servers.get_ref();
-        let servers: Vec<settings::Server> = written.iter().map(|server| self.pool_server(server.get_ref())).collect();
-        self.once("the server", written.iter().map(|server| &server.get_ref().address));
-        let names = || written.iter().filter_map(|server| server.get_ref().name.as_ref());
-        self.once("the server name", names());
-        let unnamed = written.iter().map(Spanned::get_ref).filter(|server| server.name.is_none());
-        let addresses: BTreeSet<String> = unnamed.map(|server| server.address.get_ref().to_string()).collect();
-        for name in names().filter(|name| addresses.contains(name.get_ref())) {
-            self.fault(&name.span(), format!("the server name {} is another server's address", name.get_ref()));
-        }
-        if servers.iter().all(|server| server.weight == 0) && !servers.is_empty() {
-            self.fault(&pool.servers.span(), "the weights sum to zero, so no server is ever used; give one a weight");
-        }
-        let host = pool.host.as_ref().filter(|host| !host.get_ref().is_empty());
-        if let Some(host) =
-            host.filter(|host| HeaderValue::from_str(host.get_ref()).is_err() || host.get_ref().contains(['/', ' ']))
-        {
-            self.fault(&host.span(), "`host` is not a host; write such as \"api.example.com\"");
-        }
-        let prefix = pool.path_prefix.as_ref().map_or("", |prefix| prefix.get_ref().trim_end_matches('/'));
-        if let Some(written) = pool.path_prefix.as_ref().filter(|_| !prefix.is_empty()) {
-            self.path("path_prefix", written);
-        }
-        let health = self.health(pool.engine, &pool.health, &servers);
-        Settings {
-            name: name.into(),
-            servers,
-            balance: pool.balance,
-            protocol: pool.protocol,
-            host: host.and_then(|host| HeaderValue::from_str(host.get_ref()).ok()),
-            path_prefix: prefix.into(),
-            health,
-            connect: some(pool.timeouts.connect),
-            first_byte: some(pool.timeouts.first_byte),
-            idle_timeout: pool.connections.idle_timeout,
-            attempts: pool.retry.attempts.get() as usize,
-        }
-    }
-
-    fn pool_server(&mut self, server: &super::Server) -> settings::Server {
-        let address = server.address.get_ref();
-        if let Some(name) = server.name.as_ref().filter(|name| name.get_ref().is_empty()) {
-            self.fault(&name.span(), "a server's name is empty; leave it out to name the server by its address");
-        }
-        let name = server.name.as_ref().map_or_else(|| address.to_string(), |name| name.get_ref().clone());
-        settings::Server {
-            name: name.into(),
-            address: match address {
-                super::Address::Tcp { host, port } => Address::new(host, *port),
-                super::Address::Unix(path) => Address::Unix(path.clone()),
-            },
-            weight: server.weight,
-            backup: server.backup,
-        }
-    }
-
-    fn health(&mut self, engine: Engine, health: &super::Health, servers: &[settings::Server]) -> Health {
-        let socket = servers.iter().find(|server| matches!(server.address, Address::Unix(_)));
-        if let (Some(server), true) = (socket, *health.port.get_ref() > 0) {
-            let message = format!("the probes of {} cannot go to another port; write 0", server.address);
-            self.fault(&health.port.span(), message);
-        }
-        let path = health.path.as_ref().map(|path| path.get_ref().as_str());
-        let path = path.or(engine.health_path()).unwrap_or_default();
-        if let Some(written) = health.path.as_ref().filter(|_| !path.is_empty()) {
-            self.path("path", written);
-        }
-        let check = match path.parse() {
-            Ok(path) => Check::Http(path),
-            Err(_) => Check::Tcp, // there is none, or it is a fault
-        };
-        Health {
-            check,
-            port: Some(*health.port.get_ref()).filter(|port| *port > 0),
-            interval: health.interval,
-            timeout: health.timeout,
-            rules: Rules { rise: health.rise.get(), fall: health.fall.get() },
         }
     }
 

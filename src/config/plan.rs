@@ -88,7 +88,7 @@ impl Plan {
     /// # Errors
     /// Every fault there is.
     pub fn load(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self, Faults> {
-        let (plan, faults) = compile(super::load(path, environment));
+        let (plan, faults) = compile(super::load(path, environment), environment);
         if faults.is_empty() { Ok(plan) } else { Err(Faults::from(faults)) }
     }
 }
@@ -106,7 +106,7 @@ mod tests {
     /// What is wrong with these files, `main` and `more`, one line a fault.
     fn faults_of(main: &str, more: &str) -> Vec<String> {
         let folder = Folder::new(&[("main", main), ("more", more)]);
-        let (plan, faults) = compile(folder.load("main"));
+        let (plan, faults) = compile(folder.load("main"), &|_| None);
         let folder = plan.files[0].parent().expect("a folder").display().to_string();
         Faults::from(faults).to_string().replace(&format!("{folder}/"), "").lines().map(str::to_owned).collect()
     }
@@ -169,6 +169,25 @@ mod tests {
                 ],
             ),
             ("[pool.x]\nservers = [\"a:1\"]\nhost = \"\"\npath_prefix = \"/\"\nhealth.path = \"\"", &[]),
+            (
+                "[pool.x]\nservers = [\"unix:/a\", \"b:1\"]\nhealth.port = 80",
+                &["main:3:15: the probes of unix:/a cannot go to another port; write 0"],
+            ),
+            (
+                "[pool.x]\nservers = [\"a:1\"]\napi_key = \"fb-clear\"\nset_headers = { host = \"a\", te = \"b\", \"x y\" = \"c\", x = \"\\u0000\" }\nremove_headers = [\"x-a\", \"Upgrade\"]",
+                &[
+                    "main:3:11: `api_key`: a secret cannot stand here in clear text; write \"${NAME}\" for a variable of the environment, \"file:/path\", or \"credential:NAME\" for one of systemd's",
+                    "main:4:17: what engines get as `host` is the pool's `host`",
+                    "main:4:29: \"te\" is about the connection, and forebay's own to write",
+                    "main:4:39: \"x y\" is not a header's name",
+                    "main:4:56: a header's value is one line of visible ASCII characters",
+                    "main:5:26: \"Upgrade\" is about the connection, and forebay's own to write",
+                ],
+            ),
+            (
+                "[pool.x]\nservers = [\"a:1\"]\napi_key = \"${HOST}\"\nset_headers = { Authorization = \"Basic x\" }",
+                &["main:4:17: the pool has an `api_key`, which is sent as `authorization`; write one of them"],
+            ),
             // models
             ("[model.x]\npool = \"pp\"", &["main:2:8: no pool is called \"pp\"; did you mean `p`?"]),
             ("[model.x]\npool = \"zebra\"", &["main:2:8: no pool is called \"zebra\"; write `p`"]),

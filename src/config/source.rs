@@ -91,6 +91,12 @@ impl Sources {
         })
     }
 
+    /// What stands in the files at `span`, its variables not filled in; empty for a default.
+    pub(super) fn written(&self, span: Range<usize>) -> &str {
+        let Some((_, source)) = self.source(span.start) else { return "" };
+        source.text.get(span.start - source.base..span.end - source.base).unwrap_or_default()
+    }
+
     /// The line that `offset` is on.
     pub(super) fn line(&self, offset: usize) -> Option<Range<usize>> {
         let (_, source) = self.source(offset)?;
@@ -280,6 +286,10 @@ pub(super) mod tests {
             let path = self.0.join(name);
             fs::create_dir_all(path.parent().expect("in the folder")).expect("a folder");
             fs::write(path, bytes).expect("written");
+        }
+
+        pub(in super::super) fn path(&self, name: &str) -> PathBuf {
+            self.0.join(name)
         }
 
         pub(in super::super) fn load(&self, name: &str) -> Loaded {

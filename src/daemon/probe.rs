@@ -8,7 +8,6 @@ use std::os::unix::net::SocketAddr as UnixSocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
-use http::header::HOST;
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
 use pingora::protocols::l4::socket::SocketAddr as PeerAddr;
@@ -150,8 +149,8 @@ fn check(settings: &Settings) -> Question {
         check.peer_template.options.set_http_version(2, 2);
     }
     check.req.set_uri(path.clone());
-    if let Some(host) = &settings.host {
-        check.req.insert_header(HOST, host).expect("a header value is one");
+    for (name, value) in settings.headers.fixed() {
+        check.req.insert_header(name, value).expect("a header value is one");
     }
     check.validator = Some(Box::new(|answer| match answer.status.as_u16() {
         200..300 => Ok(()),

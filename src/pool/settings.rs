@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Uri};
+use http::header::{AUTHORIZATION, HOST};
+use http::{HeaderName, HeaderValue, Uri};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
@@ -24,8 +25,8 @@ pub struct Settings {
     pub balance: Balance,
     /// What is spoken with them.
     pub protocol: Protocol,
-    /// The `Host` sent to the engines; `None`: the client's.
-    pub host: Option<HeaderValue>,
+    /// What is changed in the header of each request.
+    pub headers: Headers,
     /// Put before the path; no trailing slash.
     pub path_prefix: Box<str>,
     /// How its servers are probed.
@@ -38,6 +39,19 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// How many servers a request may try in all.
     pub attempts: usize,
+}
+
+/// What is changed in the header of each request to a pool's servers. Values may be secrets: none shows in debug output.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Headers {
+    /// The `Host` sent to the engines; `None`: the client's.
+    pub host: Option<HeaderValue>,
+    /// The `Authorization` sent to the engines; `None`: none of forebay's.
+    pub api_key: Option<HeaderValue>,
+    /// Set, in place of what was there.
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    /// Taken away.
+    pub remove: Vec<HeaderName>,
 }
 
 /// One engine as configured.
@@ -113,6 +127,17 @@ pub enum Check {
     Tcp,
 }
 
+// === impl Headers ===
+
+impl Headers {
+    /// All that is set, whatever was there before.
+    pub fn fixed(&self) -> impl Iterator<Item = (HeaderName, &HeaderValue)> {
+        let host = self.host.as_ref().map(|host| (HOST, host));
+        let api_key = self.api_key.as_ref().map(|key| (AUTHORIZATION, key));
+        self.set.iter().map(|(name, value)| (name.clone(), value)).chain(host).chain(api_key)
+    }
+}
+
 // === impl Address ===
 
 impl Address {
@@ -152,7 +177,7 @@ impl Settings {
             servers: vec![],
             balance: Balance::RoundRobin,
             protocol: Protocol::Http1,
-            host: None,
+            headers: Headers::default(),
             path_prefix: "".into(),
             health: Health {
                 check: Check::Tcp,

@@ -91,6 +91,9 @@ pub fn died_unused(error: &mut Error) -> bool {
 /// A failure of an engine in words, for the log.
 #[must_use]
 pub fn in_words(error: &Error) -> &'static str {
+    if rejection::carried(error) == Some(&Rejection::UpstreamCredentials) {
+        return "it refused the pool's `api_key`";
+    }
     match error.root_etype() {
         ErrorType::ConnectRefused => "connection refused",
         ErrorType::ConnectTimedout => "the connection took too long",

@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::rejection::Rejection;
 use crate::access::key::CREDENTIALS;
+use crate::pool::settings::Headers;
 
 /// The longest request line, in bytes.
 const MAX_LINE: usize = 8 * 1024;
@@ -196,12 +197,12 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 // === what passes ===
 
 /// Makes the header that an engine gets out of the client's. Pingora has taken the hop-by-hop fields off.
-/// `via`: how it came to us.
+/// `via`: how it came to us; `credentials`: whether the client's go on.
 pub fn to_engine(
     header: &mut RequestHeader,
     identity: &Identity,
     via: Version,
-    host: Option<&HeaderValue>,
+    pool: &Headers,
     credentials: bool,
 ) -> Result<()> {
     if !identity.trusted {
@@ -221,13 +222,16 @@ pub fn to_engine(
     if let (Some(asked), false) = (asked, header.headers.contains_key(FORWARDED_HOST)) {
         header.insert_header(FORWARDED_HOST, asked)?;
     }
-    if !credentials {
+    if !credentials || pool.api_key.is_some() {
         for name in &CREDENTIALS {
             header.remove_header(name);
         }
     }
-    if let Some(host) = host {
-        header.insert_header(HOST, host)?;
+    for name in &pool.remove {
+        header.remove_header(name);
+    }
+    for (name, value) in pool.fixed() {
+        header.insert_header(name, value)?;
     }
     Ok(())
 }
@@ -372,7 +376,7 @@ mod tests {
                 &mut header,
                 &identity(&claims, peer),
                 Version::HTTP_11,
-                Some(&HeaderValue::from_static("engine.local")),
+                &Headers { host: Some(HeaderValue::from_static("engine.local")), ..Headers::default() },
                 false,
             )
             .unwrap();
@@ -386,12 +390,42 @@ mod tests {
     }
 
     #[test]
+    fn an_engine_gets_what_its_pool_says_and_no_credential_beside() {
+        let sent =
+            [("authorization", "Bearer client"), ("x-api-key", "client"), ("x-a", "1"), ("x-b", "2"), ("x-c", "3")];
+        let pool = |api_key: Option<&'static str>| Headers {
+            host: None,
+            api_key: api_key.map(HeaderValue::from_static),
+            set: [("x-b", "ours"), ("x-new", "new")]
+                .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+                .into(),
+            remove: vec![HeaderName::from_static("x-c"), HeaderName::from_static("via")],
+        };
+        for (api_key, credentials, authorization, x_api_key) in [
+            (None, false, None, None),
+            (None, true, Some("Bearer client"), Some("client")),
+            (Some("Bearer ours"), false, Some("Bearer ours"), None),
+            (Some("Bearer ours"), true, Some("Bearer ours"), None),
+        ] {
+            let mut header = request(&sent);
+            let identity = identity(&sent, "9.9.9.9");
+            to_engine(&mut header, &identity, Version::HTTP_11, &pool(api_key), credentials).unwrap();
+            let got = |name: &str| header.headers.get(name).map(|value| value.to_str().unwrap());
+            assert_eq!((got("authorization"), got("x-api-key")), (authorization, x_api_key));
+            assert_eq!(
+                ["x-a", "x-b", "x-c", "x-new", "via"].map(got),
+                [Some("1"), Some("ours"), None, Some("new"), None]
+            );
+        }
+    }
+
+    #[test]
     fn a_strangers_claims_are_dropped_where_there_is_nothing_to_put_in_their_place() {
         let names = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "via", "x-real-ip", "forwarded"];
         let mut header = RequestHeader::build("GET", b"/", None).unwrap();
         names.iter().for_each(|name| header.insert_header(*name, "9.9.9.9").unwrap());
         let identity = Identity::of(&header.headers, None, &[]); // over a unix socket, and without a `Host`
-        to_engine(&mut header, &identity, Version::HTTP_10, None, false).unwrap();
+        to_engine(&mut header, &identity, Version::HTTP_10, &Headers::default(), false).unwrap();
         let left = names.map(|name| header.headers.get(name).map(|value| value.to_str().unwrap()));
         assert_eq!(left, [None, Some("http"), None, Some("1.1 forebay"), None, None]);
     }

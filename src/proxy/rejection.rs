@@ -51,6 +51,8 @@ pub enum Rejection {
     Unavailable,
     /// The engine took too long.
     Timeout,
+    /// The engine refused the key that forebay has for it.
+    UpstreamCredentials,
     /// Something of ours failed.
     Internal,
 }
@@ -142,6 +144,7 @@ impl Rejection {
             Self::NoServer(_) => (503, "overloaded_error", "no_healthy_upstream", 14),
             Self::Unavailable => (502, UPSTREAM, "upstream_unavailable", 14),
             Self::Timeout => (504, UPSTREAM, "upstream_timeout", 4),
+            Self::UpstreamCredentials => (502, UPSTREAM, "upstream_credentials", 14),
             Self::Internal => (500, "internal_error", "internal_error", 13),
         };
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -237,6 +240,9 @@ impl fmt::Display for Rejection {
             Self::NoServer(_) => f.write_str("No server is available for this request now. Try again later."),
             Self::Unavailable => f.write_str("The server for this request failed."),
             Self::Timeout => f.write_str("The server for this request took too long."),
+            Self::UpstreamCredentials => {
+                f.write_str("The server for this request does not let this proxy in; your operator can mend that.")
+            }
             Self::Internal => f.write_str("An internal error occurred."),
         }
     }
@@ -332,6 +338,7 @@ mod tests {
             (Rejection::NoServer(second), 503, "overloaded_error", "no_healthy_upstream", 14),
             (Rejection::Unavailable, 502, "upstream_error", "upstream_unavailable", 14),
             (Rejection::Timeout, 504, "upstream_error", "upstream_timeout", 4),
+            (Rejection::UpstreamCredentials, 502, "upstream_error", "upstream_credentials", 14),
         ] {
             let (header, body) = rejection.response(Form::OpenAi).unwrap();
             let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
