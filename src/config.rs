@@ -73,6 +73,8 @@ pub struct ServerTable {
     pub threads: Spanned<usize>,
     /// The largest request body; a larger one is 413.
     pub max_body: Size,
+    /// The most client connections; one more is refused; 0 = no limit besides the process's file limit.
+    pub max_connections: usize,
     /// Who is believed about the client's address, scheme and host.
     #[serde(deserialize_with = "units::networks")]
     pub trusted_proxies: Vec<IpNet>,
@@ -373,6 +375,7 @@ impl Default for ServerTable {
             listen: vec![unwritten(Listen::Tcp(local))],
             threads: unwritten(0),
             max_body: Size::MIB * 32,
+            max_connections: 0,
             trusted_proxies: Vec::new(),
             header_timeout: Duration::from_secs(15),
             body_timeout: Duration::from_secs(30),
@@ -464,6 +467,7 @@ mod tests {
             listen = ["127.0.0.1:8080"]
             threads = 0
             max_body = "32MiB"
+            max_connections = 0
             trusted_proxies = []
             header_timeout = "15s"
             body_timeout = "30s"

@@ -7,6 +7,7 @@ pub mod connection;
 pub mod door;
 pub mod listen;
 pub mod probe;
+mod refusal;
 pub mod reload;
 pub mod resolve;
 pub mod wire;
@@ -28,6 +29,7 @@ use tokio::task::JoinSet;
 use crate::admin::Admin;
 use crate::config::Listen;
 use crate::config::plan::Plan;
+use crate::live::clients::Clients;
 use crate::live::{Current, Live};
 use crate::observe::Observer;
 use crate::proxy::Proxy;
@@ -148,14 +150,20 @@ impl Daemon {
             let unix = matches!(bound.listen, Listen::Unix(_));
             Arc::new(Admin::new(current.clone(), observer.clone(), reloader.clone(), unix))
         };
-        (Doors::open(traffic, &current, |_| proxy.clone()), Doors::open(admin, &current, answers))
+        let clients = Some(current.clients.clone());
+        (Doors::open(traffic, &current, clients, |_| proxy.clone()), Doors::open(admin, &current, None, answers))
     }
 }
 
 // === impl Doors ===
 
 impl Doors {
-    fn open<A>(all: Vec<Bound>, current: &Arc<Current>, app: impl Fn(&Bound) -> Arc<A>) -> Self
+    fn open<A>(
+        all: Vec<Bound>,
+        current: &Arc<Current>,
+        clients: Option<Clients>,
+        app: impl Fn(&Bound) -> Arc<A>,
+    ) -> Self
     where
         A: HttpServerApp + Send + Sync + 'static,
     {
@@ -164,7 +172,7 @@ impl Doors {
         let mut loops = JoinSet::new();
         for bound in all {
             let (current, stop, open) = (current.clone(), stopped.clone(), held.clone());
-            loops.spawn(Door { app: app(&bound), current, stop, open }.run(bound));
+            loops.spawn(Door { app: app(&bound), current, stop, open, clients: clients.clone() }.run(bound));
         }
         Self { stop, open, loops }
     }

@@ -2,6 +2,8 @@
 //!
 //! A request pins one of these from its first byte to its last; a reload puts the next one in its place.
 
+pub mod clients;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -9,6 +11,7 @@ use arc_swap::ArcSwap;
 
 use crate::config::plan::Plan;
 use crate::pool::{Pool, PoolId};
+use clients::Clients;
 
 /// A plan with its pools.
 #[derive(Debug)]
@@ -19,10 +22,12 @@ pub struct Live {
     pools: Vec<Arc<Pool>>,
 }
 
-/// What is in force now, and whether the daemon stops.
+/// What is in force now, who is connected, and whether the daemon stops.
 #[derive(Debug)]
 pub struct Current {
     live: ArcSwap<Live>,
+    /// The clients of all traffic listeners.
+    pub clients: Clients,
     draining: AtomicBool,
 }
 
@@ -41,7 +46,7 @@ impl Current {
     /// With this in force.
     #[must_use]
     pub fn new(live: Live) -> Self {
-        Self { live: ArcSwap::from_pointee(live), draining: AtomicBool::new(false) }
+        Self { live: ArcSwap::from_pointee(live), clients: Clients::default(), draining: AtomicBool::new(false) }
     }
 
     /// What is in force, pinned.

@@ -335,6 +335,7 @@ fn server(server: &super::ServerTable) -> Server {
         listen: server.listen.iter().map(|listen| listen.get_ref().clone()).collect(),
         threads: if *server.threads.get_ref() == 0 { cores() } else { *server.threads.get_ref() },
         max_body: server.max_body.0,
+        max_connections: server.max_connections,
         trusted_proxies: server.trusted_proxies.clone(),
         header_timeout: some(server.header_timeout).unwrap_or(Duration::MAX),
         body_timeout: some(server.body_timeout).unwrap_or(Duration::MAX),

@@ -48,6 +48,8 @@ pub struct Server {
     pub threads: usize,
     /// The largest request body, in bytes.
     pub max_body: u64,
+    /// The most client connections; 0: no limit.
+    pub max_connections: usize,
     /// Whose forwarding headers are believed.
     pub trusted_proxies: Vec<IpNet>,
     /// In which time a request header must be there.

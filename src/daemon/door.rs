@@ -3,8 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::l4::stream::Stream as L4Stream;
@@ -14,14 +14,23 @@ use tokio::sync::{mpsc, watch};
 
 use super::connection::{Connection, Edge, Limits};
 use super::listen::Bound;
+use super::refusal;
 use super::wire::Wire;
 use crate::config::Listen;
 use crate::live::Current;
+use crate::live::clients::Clients;
 
 /// ENOMEM, ENFILE, EMFILE, ENOBUFS on Linux: the next connection would fare no better.
 const EXHAUSTED: [i32; 4] = [12, 23, 24, 105];
+/// Clients that are told of their refusal at once; more are turned away without a word.
+const MOST_REFUSED: usize = 256;
+/// For how long a refusal of clients is not said again.
+const SILENCE: Duration = Duration::from_secs(10);
 /// How long accepting pauses when the system has no room for another connection.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// The clients that are being told of their refusal.
+static REFUSED: LazyLock<Clients> = LazyLock::new(Clients::default);
 
 /// Lets clients in to an application.
 pub struct Door<A> {
@@ -33,6 +42,17 @@ pub struct Door<A> {
     pub stop: watch::Receiver<bool>,
     /// Held by each connection: all of them gone ends the channel.
     pub open: mpsc::Sender<()>,
+    /// Where connections are counted that may be too many.
+    pub clients: Option<Clients>,
+}
+
+/// What an accept loop has said in the log, so that it does not say it for every client.
+#[derive(Default)]
+struct Told {
+    /// The last one could not be accepted.
+    exhausted: bool,
+    /// When clients were last said to be too many.
+    full: Option<Instant>,
 }
 
 /// A socket that accepts in this runtime.
@@ -43,8 +63,14 @@ enum Listener {
 
 impl<A> Clone for Door<A> {
     fn clone(&self) -> Self {
-        let Self { app, current, stop, open } = self;
-        Self { app: app.clone(), current: current.clone(), stop: stop.clone(), open: open.clone() }
+        let Self { app, current, stop, open, clients } = self;
+        Self {
+            app: app.clone(),
+            current: current.clone(),
+            stop: stop.clone(),
+            open: open.clone(),
+            clients: clients.clone(),
+        }
     }
 }
 
@@ -57,38 +83,64 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
     /// When the socket cannot be used in this runtime.
     pub async fn run(self, bound: Bound) -> io::Result<()> {
         let listener = Listener::adopt(bound)?;
-        let (mut stop, mut refused) = (self.stop.clone(), false);
+        let (mut stop, mut told) = (self.stop.clone(), Told::default());
         loop {
             let accepted = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break,
                 accepted = listener.accept() => accepted,
             };
-            self.take(accepted, &mut refused).await;
+            self.take(accepted, &mut told).await;
         }
         for accepted in listener.rest()? {
-            self.take(accepted, &mut refused).await;
+            self.take(accepted, &mut told).await;
         }
         Ok(())
     }
 
-    /// `refused`: whether the last one could not be accepted, which is said once.
-    async fn take(&self, accepted: io::Result<L4Stream>, refused: &mut bool) {
+    async fn take(&self, accepted: io::Result<L4Stream>, told: &mut Told) {
         match accepted {
             Ok(stream) => {
-                *refused = false;
-                tokio::spawn(self.clone().serve(stream));
+                told.exhausted = false;
+                self.seat(stream, told);
             }
             Err(e) if e.raw_os_error().is_none_or(|code| !EXHAUSTED.contains(&code)) => {
                 log::debug!("a connection was lost: {e}");
             }
             Err(e) => {
-                if !std::mem::replace(refused, true) {
+                if !std::mem::replace(&mut told.exhausted, true) {
                     log::error!("connections wait, for none can be accepted: {e}");
                 }
                 tokio::time::sleep(PAUSE).await;
             }
         }
+    }
+
+    /// Serves a client, or refuses it where too many are here already.
+    fn seat(&self, stream: L4Stream, told: &mut Told) {
+        let most = self.current.live().plan.server.max_connections;
+        let place = match self.clients.as_ref().map(|clients| clients.enter(most)) {
+            None => None, // not counted
+            Some(Some(place)) => Some(place),
+            Some(None) => {
+                if told.full.is_none_or(|at| at.elapsed() >= SILENCE) {
+                    told.full = Some(Instant::now());
+                    log::warn!("clients are refused: {most} are connected, which is `max_connections`");
+                }
+                if let Some(place) = REFUSED.enter(MOST_REFUSED) {
+                    tokio::spawn(async move {
+                        refusal::tell(stream).await;
+                        drop(place);
+                    });
+                }
+                return;
+            }
+        };
+        let serve = self.clone().serve(stream);
+        tokio::spawn(async move {
+            serve.await;
+            drop(place);
+        });
     }
 
     async fn serve(self, stream: L4Stream) {

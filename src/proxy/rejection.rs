@@ -53,6 +53,8 @@ pub enum Rejection {
     Timeout,
     /// The engine refused the key that forebay has for it.
     UpstreamCredentials,
+    /// As many clients are connected as may be.
+    TooManyConnections,
     /// Something of ours failed.
     Internal,
 }
@@ -107,6 +109,7 @@ impl Rejection {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::NoServer(after) => Some(*after),
+            Self::TooManyConnections => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
@@ -145,6 +148,7 @@ impl Rejection {
             Self::Unavailable => (502, UPSTREAM, "upstream_unavailable", 14),
             Self::Timeout => (504, UPSTREAM, "upstream_timeout", 4),
             Self::UpstreamCredentials => (502, UPSTREAM, "upstream_credentials", 14),
+            Self::TooManyConnections => (503, "overloaded_error", "too_many_connections", 14),
             Self::Internal => (500, "internal_error", "internal_error", 13),
         };
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -240,6 +244,7 @@ impl fmt::Display for Rejection {
             Self::NoServer(_) => f.write_str("No server is available for this request now. Try again later."),
             Self::Unavailable => f.write_str("The server for this request failed."),
             Self::Timeout => f.write_str("The server for this request took too long."),
+            Self::TooManyConnections => f.write_str("Too many clients are connected; ask again in a moment."),
             Self::UpstreamCredentials => {
                 f.write_str("The server for this request does not let this proxy in; your operator can mend that.")
             }
@@ -338,6 +343,7 @@ mod tests {
             (Rejection::NoServer(second), 503, "overloaded_error", "no_healthy_upstream", 14),
             (Rejection::Unavailable, 502, "upstream_error", "upstream_unavailable", 14),
             (Rejection::Timeout, 504, "upstream_error", "upstream_timeout", 4),
+            (Rejection::TooManyConnections, 503, "overloaded_error", "too_many_connections", 14),
             (Rejection::UpstreamCredentials, 502, "upstream_error", "upstream_credentials", 14),
         ] {
             let (header, body) = rejection.response(Form::OpenAi).unwrap();

@@ -151,7 +151,7 @@ impl Builder {
         let (stop, stopped) = watch::channel(false);
         let (open, opened) = mpsc::channel(1);
         let app = Arc::new(daemon::pingora(proxy, ServerConf::default()));
-        let door = Door { app, current: current.clone(), stop: stopped, open };
+        let door = Door { app, current: current.clone(), stop: stopped, open, clients: None };
         let door = tokio::spawn(async move { door.run(bound).await.unwrap() });
         eventually("every server is probed", || current.live().is_probed().then_some(())).await;
         Forebay { address, current, log, read: AtomicUsize::new(0), door, _held: (probes, stop, opened) }
