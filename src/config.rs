@@ -22,11 +22,12 @@ mod wording;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 pub use toml::Spanned;
 
 pub use address::{Address, Listen};
@@ -37,6 +38,8 @@ pub use source::{Loaded, Sources, load};
 pub use units::{Digest, Size};
 
 use crate::access::route::Auth;
+use crate::observe::Format;
+use crate::observe::access_log::Destination;
 use crate::pool::balance::Balance;
 use crate::pool::settings::Protocol;
 
@@ -106,14 +109,16 @@ pub struct Admin {
     pub token_sha256: Option<Spanned<Digest>>,
 }
 
-/// `[log]`: what is said on stderr.
-#[derive(Debug, Default, Deserialize)]
+/// `[log]`: what is said, and where.
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default, remote = "Self")]
 pub struct Log {
     /// The least urgent level that is still said.
     pub level: Level,
+    /// How lines are written, those of the access log too.
+    pub format: Format,
     /// Where the access log goes.
-    pub access: AccessLog,
+    pub access: Spanned<AccessLog>,
 }
 
 /// How urgent a log line must be to be said.
@@ -133,16 +138,9 @@ pub enum Level {
     Trace,
 }
 
-/// Where the access log goes.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
-#[serde(rename_all = "lowercase")]
-pub enum AccessLog {
-    /// One line a request on stderr.
-    #[default]
-    Stderr,
-    /// Nowhere.
-    Off,
-}
+/// Where the access log goes, written as `"stderr"`, `"off"` or the path of a file.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct AccessLog(pub Destination);
 
 /// `[pool.NAME]`: interchangeable engines.
 #[derive(Debug, Deserialize)]
@@ -393,6 +391,23 @@ impl Default for Admin {
     }
 }
 
+impl Default for Log {
+    fn default() -> Self {
+        Log { level: Level::default(), format: Format::default(), access: unwritten(AccessLog::default()) }
+    }
+}
+
+impl<'de> Deserialize<'de> for AccessLog {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        units::text(deserializer, "\"stderr\", \"off\" or a path", |text| match text {
+            "stderr" => Ok(AccessLog(Destination::Stderr)),
+            "off" => Ok(AccessLog(Destination::Off)),
+            path if path.starts_with('/') => Ok(AccessLog(Destination::File(PathBuf::from(path)))),
+            other => Err(format!("{other:?} is not possible here; write \"stderr\", \"off\" or an absolute path")),
+        })
+    }
+}
+
 impl Default for Health {
     fn default() -> Self {
         Health {
@@ -479,6 +494,7 @@ mod tests {
             token_sha256 = ""
             [log]
             level = "info"
+            format = "json"
             access = "stderr"
             [pool.x]
             engine = "openai"
@@ -564,7 +580,11 @@ mod tests {
             ),
             ("[serverr]", &["a:1:2: unknown key `serverr`; did you mean `server`?"]),
             ("[server]\nlisen = []", &["a:2:1: unknown key `lisen` in [server]; did you mean `listen`?"]),
-            ("[log]\nformat = 1", &["a:2:1: unknown key `format` in [log]; known are `level`, `access`"]),
+            ("[log]\nfile = 1", &["a:2:1: unknown key `file` in [log]; known are `level`, `format`, `access`"]),
+            (
+                "[log]\naccess = \"access.log\"",
+                &["a:2:10: \"access.log\" is not possible here; write \"stderr\", \"off\" or an absolute path"],
+            ),
             ("[server]\ndrain = \"5\"", &["a:2:9: \"5\" has no unit; write \"5s\""]),
             ("[server]\ndrain = 5", &["a:2:9: 5 has no unit; write \"5s\""]),
             ("[server]\nthreads = -1", &["a:2:11: -1 is less than nothing; write 0 or more"]),

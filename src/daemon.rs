@@ -79,16 +79,17 @@ struct Doors {
 // === impl Daemon ===
 
 impl Daemon {
-    /// Binds the sockets of a plan.
+    /// Opens the log of a plan and binds its sockets.
     ///
     /// # Errors
-    /// A line that says which socket cannot be had, and why.
+    /// A line that says which file or socket cannot be had, and why.
     pub fn bind(
         path: PathBuf,
         environment: reload::Environment,
         plan: Plan,
         observer: Arc<Observer>,
     ) -> Result<Self, String> {
+        reload::set_logs(&observer, &plan.log)?;
         let listens: Vec<Listen> = plan.server.listen.iter().chain(&plan.admin.listen).cloned().collect();
         let mut traffic = listen::bind(&listens)?;
         let admin = traffic.split_off(plan.server.listen.len());

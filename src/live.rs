@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use arc_swap::ArcSwap;
 
 use crate::config::plan::Plan;
+use crate::observe::Meters;
 use crate::pool::{Pool, PoolId};
 use clients::Clients;
 
@@ -20,6 +21,8 @@ pub struct Live {
     pub plan: Plan,
     /// In the plan's order.
     pools: Vec<Arc<Pool>>,
+    /// The metrics of its routes, models and servers.
+    pub meters: Meters,
 }
 
 /// What is in force now, who is connected, and whether the daemon stops.
@@ -103,12 +106,18 @@ impl Live {
     #[must_use]
     pub fn new(plan: Plan, former: Option<&Live>) -> Self {
         let known = |name: &str| former.and_then(|live| live.pools.iter().find(|pool| &*pool.settings.name == name));
-        let pools = plan
+        let pools: Vec<Arc<Pool>> = plan
             .pools
             .iter()
-            .map(|settings| Arc::new(Pool::new(settings.clone(), known(&settings.name).map(Arc::as_ref))))
+            .enumerate()
+            .map(|(place, settings)| {
+                let former = known(&settings.name).map(Arc::as_ref);
+                Arc::new(Pool::new(PoolId(place), settings.clone(), former))
+            })
             .collect();
-        Self { plan, pools }
+        let servers: Vec<usize> = plan.pools.iter().map(|pool| pool.servers.len()).collect();
+        let meters = Meters::new(plan.routes.iter().count(), plan.models.iter().count(), &servers);
+        Self { plan, pools, meters }
     }
 
     /// The pool of this place in the plan.

@@ -2,15 +2,32 @@
 
 pub mod access_log;
 pub mod logger;
+pub mod meters;
 pub mod metrics;
 pub mod sink;
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use serde::Deserialize;
+
 pub use access_log::AccessLog;
+pub use meters::Meters;
 pub use metrics::{Gauged, Metrics};
+
+use crate::access::key::Refused;
+use crate::pool::way::Outcome;
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// One JSON object a line, for programs.
+    #[default]
+    Json,
+    /// One line for people.
+    Text,
+}
 
 /// One request, as it ended.
 #[derive(Debug, Clone)]
@@ -23,20 +40,22 @@ pub struct Record<'x> {
     pub client: Option<IpAddr>,
     /// The key's name.
     pub key: Option<&'x str>,
-    /// The route's name.
-    pub route: Option<&'x str>,
+    /// Why it has no key, where that was the end of it.
+    pub refused: Option<Refused>,
+    /// The route.
+    pub route: Option<Named<'x>>,
     /// The HTTP method.
     pub method: &'x str,
     /// The path as asked for, without its query.
     pub path: &'x str,
-    /// The model's name in the configuration.
-    pub model: Option<&'x str>,
+    /// The model, by its name in the configuration.
+    pub model: Option<Named<'x>>,
     /// The model's name as asked for.
     pub asked: Option<&'x str>,
-    /// The pool's name.
-    pub pool: Option<&'x str>,
-    /// The servers it tried, in order.
-    pub attempts: Vec<Attempt>,
+    /// The pool.
+    pub pool: Option<Named<'x>>,
+    /// The servers it tried, in order, and how each attempt ended.
+    pub attempts: Vec<(Named<'x>, Outcome)>,
     /// The status the client saw; 499 if it left before.
     pub status: u16,
     /// The code of forebay's own answer; empty otherwise.
@@ -51,24 +70,41 @@ pub struct Record<'x> {
     pub first_byte: Option<Duration>,
     /// From its header to its end.
     pub duration: Duration,
+    /// The part of it that was forebay's own: until the first attempt, or the end if there was none, without the time in
+    /// which its body came.
+    pub overhead: Duration,
+    /// Where the client left, if it did.
+    pub left: Option<Left>,
     /// How it ended.
     pub end: &'static str,
 }
 
-/// One server that a request tried.
-#[derive(Debug, Clone)]
-pub struct Attempt {
-    /// The server's name.
-    pub server: Arc<str>,
-    /// How it ended.
-    pub outcome: &'static str,
+/// Something of the configuration: its place there and its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Named<'x> {
+    /// Its place among its like.
+    pub place: usize,
+    /// Its name, a metric label.
+    pub name: &'x str,
+}
+
+/// In which phase a client left; a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// Its request was not whole yet.
+    Request,
+    /// It waited for its answer to begin.
+    Waiting,
+    /// It had a part of its answer.
+    Answer,
 }
 
 /// Where records go.
 pub struct Observer {
     /// Every metric.
     pub metrics: Metrics,
-    access_log: AccessLog,
+    /// A line for each request.
+    pub access_log: AccessLog,
 }
 
 // === impl Observer ===
@@ -80,14 +116,9 @@ impl Observer {
         Self { metrics, access_log }
     }
 
-    /// A request has ended.
-    pub fn observe(&self, record: &Record<'_>) {
-        self.metrics.count(record);
+    /// A request of the plan that has these meters has ended.
+    pub fn observe(&self, record: &Record<'_>, meters: &Meters) {
+        self.metrics.count(record, meters);
         self.access_log.write(record);
-    }
-
-    /// Whether the access log is written.
-    pub fn set_access_log(&self, on: bool) {
-        self.access_log.set(on);
     }
 }

@@ -27,6 +27,8 @@ pub struct PoolId(pub usize);
 /// Interchangeable engines.
 #[derive(Debug)]
 pub struct Pool {
+    /// Its place in the plan.
+    pub id: PoolId,
     /// What the configuration says of it.
     pub settings: Arc<Settings>,
     /// The servers in the file's order.
@@ -46,7 +48,7 @@ struct Chooser {
 impl Pool {
     /// A pool of these settings. Servers that `former` has at the same address go on with their state and counts.
     #[must_use]
-    pub fn new(settings: Arc<Settings>, former: Option<&Pool>) -> Self {
+    pub fn new(id: PoolId, settings: Arc<Settings>, former: Option<&Pool>) -> Self {
         let servers: Vec<Arc<Server>> = settings
             .servers
             .iter()
@@ -57,7 +59,7 @@ impl Pool {
             .collect();
         let selector = settings.balance.selector(servers.len());
         let candidates = Vec::with_capacity(servers.len());
-        Self { settings, servers, chooser: Mutex::new(Chooser { selector, candidates }) }
+        Self { id, settings, servers, chooser: Mutex::new(Chooser { selector, candidates }) }
     }
 
     /// A lease on one of the usable servers that are not `tried`; backups only where no other is left.
@@ -135,7 +137,7 @@ mod tests {
                 .collect(),
             ..Settings::named("p")
         };
-        let pool = Pool::new(Arc::new(settings), None);
+        let pool = Pool::new(PoolId(0), Arc::new(settings), None);
         pool.servers.iter().for_each(|server| observe(server, Probed::Alive));
         pool
     }
@@ -219,7 +221,7 @@ mod tests {
         let before = pool(&[("a", 1, false), ("b", 1, false)]);
         let lease = before.pick(&[], Asker::default());
         let settings = Settings { servers: vec![before.settings.servers[0].clone()], ..Settings::named("p") };
-        let after = Pool::new(Arc::new(settings), Some(&before));
+        let after = Pool::new(PoolId(0), Arc::new(settings), Some(&before));
         assert_eq!(after.servers[0].in_flight(), 1);
         assert!(after.is_usable());
         drop(lease);

@@ -13,6 +13,7 @@ pub mod listing;
 pub mod peer;
 pub mod rejection;
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCO
 use http::{StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
+use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
@@ -122,9 +124,25 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_peer(&self, _: &mut Session, x: &mut Exchange) -> Result<Box<HttpPeer>> {
         let pool = x.admitted.pool.as_ref().ok_or(Rejection::Internal)?;
+        x.sent.get_or_insert_with(Instant::now);
         let lease = x.way.go(pool).ok_or(Rejection::NoServer(pool.settings.health.interval))?;
         let endpoint = lease.server.endpoint().ok_or(Rejection::Unavailable)?;
         peer::of(&pool.settings, &endpoint, x.way.fresh)
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _: &mut Session,
+        reused: bool,
+        _: &HttpPeer,
+        _: RawFd,
+        _: Option<&Digest>,
+        x: &mut Exchange,
+    ) -> Result<()> {
+        if let Some([pool, server]) = x.attempt() {
+            x.live.meters.connected(&self.observer.metrics, pool, server, reused);
+        }
+        Ok(())
     }
 
     fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, x: &mut Exchange, mut e: Box<Error>) -> Box<Error> {
@@ -226,7 +244,6 @@ impl ProxyHttp for Proxy {
         let Some(rejection) = rejection else {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
-        x.answer.code = rejection.code();
         if rejection == Rejection::Internal {
             log::error!("request {}: {e}", x.request_id());
         }
@@ -237,13 +254,14 @@ impl ProxyHttp for Proxy {
         } else {
             self.refuse(session, x, &rejection).await.unwrap_or(false)
         };
+        x.answer.rejection = Some(rejection);
         FailToProxy { error_code, can_reuse_downstream }
     }
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, x: &mut Exchange) {
         client::unwrap(session, &x.shared);
         if x.recorded {
-            self.observer.observe(&x.record(session));
+            self.observer.observe(&x.record(session), &x.live.meters);
         }
     }
 

@@ -48,6 +48,24 @@ pub enum Refused {
     Expired,
 }
 
+// === impl Refused ===
+
+impl Refused {
+    /// All of them, in their order.
+    pub const ALL: [Self; 4] = [Self::Missing, Self::Unknown, Self::Disabled, Self::Expired];
+
+    /// The metric's label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Unknown => "unknown",
+            Self::Disabled => "disabled",
+            Self::Expired => "expired",
+        }
+    }
+}
+
 // === impl Keys ===
 
 impl Keys {

@@ -8,6 +8,8 @@ use crate::pool::PoolId;
 /// A public name that clients ask for, and who serves it.
 #[derive(Debug)]
 pub struct Model {
+    /// Its place among the models.
+    pub place: usize,
     /// The public name; a family of names ends in `*`.
     pub name: Arc<str>,
     /// Whose servers answer.
@@ -77,8 +79,13 @@ mod tests {
 
     #[test]
     fn the_exact_name_comes_first_and_then_the_longest_prefix() {
-        let model =
-            |name: &str| Model { name: name.into(), pool: PoolId(0), upstream: None, owned_by: "forebay".into() };
+        let model = |name: &str| Model {
+            place: 0,
+            name: name.into(),
+            pool: PoolId(0),
+            upstream: None,
+            owned_by: "forebay".into(),
+        };
         let models = Models::new(["llama-*", "llama-3", "llama-3*", "qwen"].map(model).into());
         let long = format!("llama-{}", "x".repeat(LONGEST));
         for (asked, found) in [

@@ -16,6 +16,8 @@ use crate::pool::PoolId;
 /// An entry point: host and path → what to do.
 #[derive(Debug)]
 pub struct Route {
+    /// Its place among the routes.
+    pub place: usize,
     /// As configured, or made from its place; a metric label.
     pub name: Arc<str>,
     /// Which `Host` it serves; `None` is any.
@@ -301,6 +303,7 @@ mod tests {
 
     fn route(name: &str, host: &str, path: &str, methods: &[Method], target: Target) -> Route {
         Route {
+            place: 0,
             name: name.into(),
             host: (!host.is_empty()).then(|| HostPattern::new(host)),
             path: PathPattern::new(path),

@@ -32,9 +32,9 @@ impl Run {
             Plan::load(&self.source.config, &*environment).map_err(|faults| Failure::Usage(faults.to_string()))?;
         let runtime = |e: &dyn std::fmt::Display| Failure::Runtime(e.to_string());
         let sink = Sink::new(std::io::stderr()).map_err(|e| runtime(&e))?;
-        Logger::install(sink.clone(), plan.log.level);
+        Logger::install(sink.clone());
         let metrics = Metrics::new().map_err(|e| runtime(&e))?;
-        let observer = Arc::new(Observer::new(metrics, AccessLog::new(sink.clone(), plan.log.access)));
+        let observer = Arc::new(Observer::new(metrics, AccessLog::new(sink.clone())));
         let daemon = Daemon::bind(self.source.config, environment, plan, observer).map_err(|e| runtime(&e))?;
         let served = daemon.run();
         sink.flush(Duration::from_secs(1));

@@ -19,6 +19,7 @@ use super::wording::advice;
 use super::{Config, Declared, Fault, Level, Listen, Loaded, Sources, Spanned};
 use crate::access::route::{Auth, HostPattern, PathPattern, Target};
 use crate::access::{Key, Keys, Model, Models, Route, Routes, key};
+use crate::observe::access_log::Destination;
 use crate::pool::PoolId;
 
 /// The name of the route that serves where none is configured.
@@ -55,7 +56,9 @@ impl Compiler<'_> {
         self.names(config);
         self.bounds(&config.server);
         let pools = config.pool.iter().map(|(name, pool)| Arc::new(self.pool(name.get_ref(), pool))).collect();
-        let models = Models::new(config.model.iter().map(|(name, model)| self.model(name, model)).collect());
+        let models = Models::new(
+            config.model.iter().enumerate().map(|(place, (name, model))| self.model(place, name, model)).collect(),
+        );
         let routes = self.routes(config);
         let (keys, key_names) = self.keys(config, &models, &routes);
         if config.pool.is_empty() && self.declared.pools.is_empty() && self.declared.complete {
@@ -69,13 +72,30 @@ impl Compiler<'_> {
                 listen: config.admin.listen.iter().map(|listen| listen.get_ref().clone()).collect(),
                 token: config.admin.token_sha256.as_ref().map(|digest| digest.get_ref().0),
             },
-            log: log(&config.log),
+            log: self.log(&config.log),
             routes,
             keys,
             key_names,
             models,
             pools,
         }
+    }
+
+    fn log(&mut self, log: &super::Log) -> Log {
+        let level = match log.level {
+            Level::Error => LevelFilter::Error,
+            Level::Warn => LevelFilter::Warn,
+            Level::Info => LevelFilter::Info,
+            Level::Debug => LevelFilter::Debug,
+            Level::Trace => LevelFilter::Trace,
+        };
+        let access = log.access.get_ref().0.clone();
+        if let Destination::File(path) = &access
+            && let Some(folder) = path.parent().filter(|folder| !folder.is_dir())
+        {
+            self.fault(&log.access.span(), format!("the folder {} does not exist; make it first", folder.display()));
+        }
+        Log { level, format: log.format, access }
     }
 
     fn fault(&mut self, span: &Range<usize>, message: impl Into<String>) {
@@ -146,12 +166,13 @@ impl Compiler<'_> {
 
     // --- models and routes ---
 
-    fn model(&mut self, name: &Spanned<String>, model: &super::Model) -> Model {
+    fn model(&mut self, place: usize, name: &Spanned<String>, model: &super::Model) -> Model {
         let written = name.get_ref();
         if written.is_empty() || written.strip_suffix('*').unwrap_or(written).contains('*') {
             self.fault(&name.span(), "a model's name must not be empty and may have a `*` at its end only");
         }
         Model {
+            place,
             name: written.as_str().into(),
             pool: self.pool_named(&model.pool),
             upstream: model.upstream.as_deref().filter(|name| !name.is_empty()).map(Into::into),
@@ -163,6 +184,7 @@ impl Compiler<'_> {
         self.once("the route", config.route.iter().map(|route| &route.get_ref().name));
         if config.route.is_empty() && self.declared.routes.is_empty() {
             return Routes::new(vec![Route {
+                place: 0,
                 name: DEFAULT_ROUTE.into(),
                 host: None,
                 path: PathPattern::new("/v1/*"),
@@ -172,10 +194,10 @@ impl Compiler<'_> {
                 strip_prefix: None,
             }]);
         }
-        Routes::new(config.route.iter().map(|route| self.route(route)).collect())
+        Routes::new(config.route.iter().enumerate().map(|(place, route)| self.route(place, route)).collect())
     }
 
-    fn route(&mut self, route: &Spanned<super::Route>) -> Route {
+    fn route(&mut self, place: usize, route: &Spanned<super::Route>) -> Route {
         let span = route.span();
         let route = route.get_ref();
         let target = match (&route.by, &route.pool) {
@@ -200,6 +222,7 @@ impl Compiler<'_> {
         let methods = route.methods.iter().flatten().filter_map(|method| self.method(method)).collect();
         let prefix = route.strip_prefix.as_ref().map(|prefix| prefix.get_ref().trim_end_matches('/'));
         Route {
+            place,
             name: route.name.get_ref().as_str().into(),
             host: route.host.as_ref().map(|host| HostPattern::new(host.get_ref())),
             path: PathPattern::new(route.path.get_ref()),
@@ -343,15 +366,4 @@ fn server(server: &super::ServerTable) -> Server {
         drain: server.drain,
         upstream_idle: *server.upstream_idle.get_ref(),
     }
-}
-
-fn log(log: &super::Log) -> Log {
-    let level = match log.level {
-        Level::Error => LevelFilter::Error,
-        Level::Warn => LevelFilter::Warn,
-        Level::Info => LevelFilter::Info,
-        Level::Debug => LevelFilter::Debug,
-        Level::Trace => LevelFilter::Trace,
-    };
-    Log { level, access: log.access == super::AccessLog::Stderr }
 }

@@ -12,6 +12,8 @@ use log::LevelFilter;
 use super::compile::compile;
 use super::{Faults, Listen};
 use crate::access::{Keys, Models, Routes, key};
+use crate::observe::Format;
+use crate::observe::access_log::Destination;
 use crate::pool::Settings;
 
 /// A configuration, ready to run.
@@ -74,12 +76,14 @@ pub struct Admin {
 }
 
 /// What is logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
     /// The least urgent level that is said.
     pub level: LevelFilter,
-    /// Whether the access log is written.
-    pub access: bool,
+    /// How lines are written, those of the access log too.
+    pub format: Format,
+    /// Where the access log goes.
+    pub access: Destination,
 }
 
 // === impl Plan ===

@@ -7,9 +7,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 
 use super::probe::Probes;
-use crate::config::plan::Plan;
+use crate::config::plan::{Log, Plan};
 use crate::live::{Current, Live};
-use crate::observe::Observer;
+use crate::observe::access_log::Destination;
+use crate::observe::{Observer, logger};
 
 /// Where the values of `${NAME}` come from.
 pub type Environment = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
@@ -79,9 +80,14 @@ impl Reloader {
             Ok(Err(faults)) => Err(faults.iter().map(ToString::to_string).collect()),
             Err(panicked) => Err(vec![format!("the configuration could not be read: {panicked}")]),
         };
+        let logs = |log: &Log| set_logs(&self.observer, log);
+        let plan = plan.and_then(|plan| logs(&plan.log).map(|()| plan).map_err(|why| vec![why]));
         let reloaded = match plan {
             Ok(plan) => Ok(self.put_in_force(plan).await),
-            Err(faults) => Err(faults),
+            Err(faults) => {
+                let _ = logs(&self.current.live().plan.log); // a log that was moved away is let go all the same
+                Err(faults)
+            }
         };
         let mut last = self.last.lock();
         last.at = SystemTime::now();
@@ -120,12 +126,23 @@ impl Reloader {
         let live = Live::new(plan, Some(&self.current.live()));
         let mut probes = Probes::start(&live);
         probes.first_round().await;
-        log::set_max_level(live.plan.log.level);
-        self.observer.set_access_log(live.plan.log.access);
         self.current.replace(live);
         *self.probes.lock() = Some(probes);
         fixed.into_iter().filter(|(_, same)| !same).map(|(setting, _)| setting).collect()
     }
+}
+
+/// Says what the configuration wants to hear, where it wants it.
+///
+/// # Errors
+/// A line that says which file cannot be had, and why; then all is as before.
+pub fn set_logs(observer: &Observer, log: &Log) -> Result<(), String> {
+    observer.access_log.set(&log.access, log.format).map_err(|e| match &log.access {
+        Destination::File(path) => format!("cannot write the access log to {}: {e}", path.display()),
+        Destination::Stderr | Destination::Off => format!("cannot write the access log: {e}"),
+    })?;
+    logger::set(log.level, log.format);
+    Ok(())
 }
 
 fn seconds(at: SystemTime) -> f64 {

@@ -1,21 +1,32 @@
-//! The process log: one JSON object a line.
+//! The process log: a JSON object a line, or a line for people.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use serde_json::json;
 
+use super::Format;
 use super::sink::Sink;
+
+/// Whether lines are for people. There is one log a process, as the `log` macros have it.
+static TEXT: AtomicBool = AtomicBool::new(false);
 
 /// Writes what the `log` macros say to a sink.
 #[derive(Debug)]
 pub struct Logger(Sink);
 
+/// What is said from now on, and how.
+pub fn set(level: LevelFilter, format: Format) {
+    log::set_max_level(level);
+    TEXT.store(format == Format::Text, Relaxed);
+}
+
 // === impl Logger ===
 
 impl Logger {
     /// Makes this the process's log. Once a process; another time it does nothing.
-    pub fn install(sink: Sink, level: LevelFilter) {
+    pub fn install(sink: Sink) {
         let _ = log::set_boxed_logger(Box::new(Self(sink)));
-        log::set_max_level(level);
     }
 }
 
@@ -28,14 +39,18 @@ impl Log for Logger {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            let line = json!({
-                "time": jiff::Timestamp::now().to_string(),
-                "level": record.level().as_str().to_ascii_lowercase(),
-                "message": record.args().to_string(),
-            });
-            self.0.line(line.to_string().as_bytes());
+        if !self.enabled(record.metadata()) {
+            return;
         }
+        let (time, level) = (jiff::Timestamp::now(), record.level());
+        let line = if TEXT.load(Relaxed) {
+            let message = record.args().to_string().replace(char::is_control, " ");
+            format!("{time:.3} {level:<5} {message}")
+        } else {
+            let level = level.as_str().to_ascii_lowercase();
+            json!({"time": time.to_string(), "level": level, "message": record.args().to_string()}).to_string()
+        };
+        self.0.line(line.as_bytes());
     }
 
     fn flush(&self) {

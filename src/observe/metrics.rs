@@ -1,24 +1,43 @@
 //! Every metric, in one list. Labels come from the configuration only, never from what clients send.
 
 use parking_lot::Mutex;
+use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
-use prometheus::{Encoder, Gauge, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, Result, TextEncoder};
+use prometheus::{
+    Encoder, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Result, TextEncoder,
+};
 
-use super::Record;
+use super::meters::{Attempts, ByCode, Meters, Requests, Whose};
+use super::{Left, Record};
+use crate::access::key::Refused;
+use crate::pool::way::Outcome;
 
 /// The registry and all that is in it.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
-    in_flight: IntGaugeVec,
-    server_up: IntGaugeVec,
+    durations: HistogramVec,
+    first_bytes: HistogramVec,
+    overheads: HistogramVec,
     attempts: IntCounterVec,
+    connections: IntCounterVec,
+    auth_failures: [IntCounter; Refused::ALL.len()],
+    aborts: [IntCounter; Left::ALL.len()],
     reloads: IntCounterVec,
     reload_successful: IntGauge,
     reload_timestamp: Gauge,
-    /// Held while the gauges of what is now are set and read.
-    scrape: Mutex<()>,
+    now: Mutex<Now>,
+}
+
+/// What is read when it is asked for. Locked meanwhile.
+#[derive(Debug)]
+struct Now {
+    in_flight: IntGaugeVec,
+    server_up: IntGaugeVec,
+    clients: IntGauge,
+    clients_refused: IntCounter,
 }
 
 /// A server as it is now.
@@ -37,6 +56,12 @@ pub struct Gauged<'s> {
 /// The label of what has none: a request without a route, a route without a model.
 const NONE: &str = "";
 
+/// Upper bounds for whole answers and first bytes, in seconds: embeddings take 5 ms, long answers 10 minutes.
+const ANSWER: [f64; 16] =
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
+/// Upper bounds for forebay's own part, in seconds.
+const OVERHEAD: [f64; 10] = [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.1, 1.0];
+
 // === impl Metrics ===
 
 impl Metrics {
@@ -45,55 +70,113 @@ impl Metrics {
     /// # Errors
     /// When two of them have one name, which a test rules out.
     pub fn new() -> Result<Self> {
-        let registry = Registry::new();
-        let requests =
-            counters("forebay_requests_total", "Requests, as they ended.", &["route", "model", "pool", "code"])?;
-        let in_flight = gauges("forebay_in_flight", "Requests in flight at a server.", &["pool", "server"])?;
-        let server_up = gauges("forebay_server_up", "1 if a server is used, else 0.", &["pool", "server"])?;
-        let attempts = counters(
-            "forebay_upstream_attempts_total",
-            "Attempts at a server, as they ended.",
-            &["pool", "server", "outcome"],
-        )?;
-        let reloads = counters("forebay_config_reloads_total", "Reloads of the configuration.", &["result"])?;
-        let reload_successful =
-            IntGauge::new("forebay_config_last_reload_successful", "1 if the last reload was, else 0.")?;
-        let reload_timestamp = Gauge::new(
-            "forebay_config_last_reload_success_timestamp_seconds",
-            "When the configuration was last loaded well, in seconds since the epoch.",
-        )?;
-        let build = gauges("forebay_build_info", "1, with what runs.", &["version", "revision"])?;
+        let all = List(Registry::new());
+        let build = all.gauges("build_info", "1, with what runs.", &["version", "revision"])?;
         build.with_label_values(&[crate::VERSION, crate::REVISION]).set(1);
-        for vector in [&in_flight, &server_up, &build] {
-            registry.register(Box::new(vector.clone()))?;
-        }
-        for vector in [&requests, &attempts, &reloads] {
-            registry.register(Box::new(vector.clone()))?;
-        }
-        registry.register(Box::new(reload_successful.clone()))?;
-        registry.register(Box::new(reload_timestamp.clone()))?;
         let process = i32::try_from(std::process::id()).unwrap_or(0);
-        registry.register(Box::new(ProcessCollector::new(process, "")))?;
+        all.0.register(Box::new(ProcessCollector::new(process, "")))?;
+        let auth_failures =
+            all.counters("auth_failures_total", "Requests without a valid key, by why.", &["reason"])?;
+        let aborts = all.counters("client_aborts_total", "Requests whose client left, by when.", &["phase"])?;
         Ok(Self {
-            registry,
-            requests,
-            in_flight,
-            server_up,
-            attempts,
-            reloads,
-            reload_successful,
-            reload_timestamp,
-            scrape: Mutex::default(),
+            requests: all.counters(
+                "requests_total",
+                "Requests, as they ended.",
+                &["route", "model", "pool", "code"],
+            )?,
+            durations: all.histograms(
+                "request_duration_seconds",
+                "From a request's header to its end.",
+                &["route", "model"],
+                &ANSWER,
+            )?,
+            first_bytes: all.histograms(
+                "time_to_first_byte_seconds",
+                "From a request's header to the engine's response header.",
+                &["model", "pool"],
+                &ANSWER,
+            )?,
+            overheads: all.histograms(
+                "overhead_seconds",
+                "Forebay's own part: until the first attempt, without the time in which the body came.",
+                &["route"],
+                &OVERHEAD,
+            )?,
+            attempts: all.counters(
+                "upstream_attempts_total",
+                "Attempts at a server, as they ended.",
+                &["pool", "server", "outcome"],
+            )?,
+            connections: all.counters(
+                "upstream_connections_total",
+                "Connections taken for attempts, new and reused ones.",
+                &["pool", "server", "reused"],
+            )?,
+            auth_failures: Refused::ALL.map(|reason| auth_failures.with_label_values(&[reason.as_str()])),
+            aborts: Left::ALL.map(|phase| aborts.with_label_values(&[phase.as_str()])),
+            reloads: all.counters("config_reloads_total", "Reloads of the configuration.", &["result"])?,
+            reload_successful: all
+                .add(IntGauge::new("forebay_config_last_reload_successful", "1 if the last reload was, else 0.")?)?,
+            reload_timestamp: all.add(Gauge::new(
+                "forebay_config_last_reload_success_timestamp_seconds",
+                "When the configuration was last loaded well, in seconds since the epoch.",
+            )?)?,
+            now: Mutex::new(Now {
+                in_flight: all.gauges("in_flight", "Requests in flight at a server.", &["pool", "server"])?,
+                server_up: all.gauges("server_up", "1 if a server is used, else 0.", &["pool", "server"])?,
+                clients: all.add(IntGauge::new("forebay_client_connections", "Connections of clients.")?)?,
+                clients_refused: all.add(IntCounter::new(
+                    "forebay_client_connections_refused_total",
+                    "Connections of clients beyond max_connections.",
+                )?)?,
+            }),
+            registry: all.0,
         })
     }
 
     /// A request has ended.
-    pub fn count(&self, record: &Record<'_>) {
-        let label = |name: Option<_>| name.unwrap_or(NONE);
-        let (route, model, pool) = (label(record.route), label(record.model), label(record.pool));
-        self.requests.with_label_values(&[route, model, pool, &*record.status.to_string()]).inc();
-        for attempt in &record.attempts {
-            self.attempts.with_label_values(&[pool, &*attempt.server, attempt.outcome]).inc();
+    pub(super) fn count(&self, record: &Record<'_>, meters: &Meters) {
+        let whose = [record.route, record.model, record.pool];
+        if let Some(requests) = meters.requests(self, whose) {
+            let code = || {
+                let [route, model, pool] = names(whose);
+                self.requests.with_label_values(&[route, model, pool, &*record.status.to_string()])
+            };
+            requests.by_code.of(record.status, code).inc();
+            requests.duration.observe(record.duration.as_secs_f64());
+            requests.overhead.observe(record.overhead.as_secs_f64());
+            if let (Some(histogram), Some(first_byte)) = (&requests.first_byte, record.first_byte) {
+                histogram.observe(first_byte.as_secs_f64());
+            }
+        }
+        for (server, outcome) in &record.attempts {
+            if let Some(attempts) = record.pool.and_then(|pool| meters.server(self, pool, *server)) {
+                attempts.by_outcome[*outcome as usize].inc();
+            }
+        }
+        if let Some(reason) = record.refused {
+            self.auth_failures[reason as usize].inc();
+        }
+        if let Some(phase) = record.left {
+            self.aborts[phase as usize].inc();
+        }
+    }
+
+    pub(super) fn requests(&self, whose: Whose<'_>) -> Requests {
+        let [route, model, pool] = names(whose);
+        Requests {
+            by_code: ByCode::default(),
+            duration: self.durations.with_label_values(&[route, model]),
+            overhead: self.overheads.with_label_values(&[route]),
+            first_byte: whose[2].map(|_| self.first_bytes.with_label_values(&[model, pool])),
+        }
+    }
+
+    pub(super) fn attempts(&self, pool: &str, server: &str) -> Attempts {
+        Attempts {
+            by_outcome: Outcome::ALL.map(|outcome| self.attempts.with_label_values(&[pool, server, outcome.as_str()])),
+            fresh: self.connections.with_label_values(&[pool, server, "false"]),
+            reused: self.connections.with_label_values(&[pool, server, "true"]),
         }
     }
 
@@ -110,28 +193,83 @@ impl Metrics {
         self.reloads.with_label_values(&[if successful { "success" } else { "failure" }]).inc();
     }
 
-    /// All of it in Prometheus' text format, with how the servers are now.
+    /// All of it in Prometheus' text format, with the clients that are connected, those that were refused since the start, and
+    /// how the servers are now.
     ///
     /// # Errors
     /// When it cannot be encoded.
-    pub fn text<'s>(&self, servers: impl Iterator<Item = Gauged<'s>>) -> Result<Vec<u8>> {
-        let _scrape = self.scrape.lock();
-        self.in_flight.reset();
-        self.server_up.reset();
+    pub fn text<'s>(
+        &self,
+        connected: usize,
+        refused: u64,
+        servers: impl Iterator<Item = Gauged<'s>>,
+    ) -> Result<Vec<u8>> {
+        let now = self.now.lock();
+        now.in_flight.reset();
+        now.server_up.reset();
         for Gauged { pool, server, in_flight, up } in servers {
-            self.in_flight.with_label_values(&[pool, server]).set(i64::from(in_flight));
-            self.server_up.with_label_values(&[pool, server]).set(i64::from(up));
+            now.in_flight.with_label_values(&[pool, server]).set(i64::from(in_flight));
+            now.server_up.with_label_values(&[pool, server]).set(i64::from(up));
         }
+        now.clients.set(i64::try_from(connected).unwrap_or(i64::MAX));
+        now.clients_refused.inc_by(refused.saturating_sub(now.clients_refused.get()));
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
     }
 }
 
-fn counters(name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec> {
-    IntCounterVec::new(Opts::new(name, help), labels)
+/// The metrics that are exposed. All names begin with `forebay_`.
+struct List(Registry);
+
+// === impl List ===
+
+impl List {
+    fn add<C: Collector + Clone + 'static>(&self, metric: C) -> Result<C> {
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec> {
+        self.add(IntCounterVec::new(Opts::new(format!("forebay_{name}"), help), labels)?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {
+        self.add(IntGaugeVec::new(Opts::new(format!("forebay_{name}"), help), labels)?)
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str], bounds: &[f64]) -> Result<HistogramVec> {
+        let options = HistogramOpts::new(format!("forebay_{name}"), help).buckets(bounds.to_vec());
+        self.add(HistogramVec::new(options, labels)?)
+    }
 }
 
-fn gauges(name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {
-    IntGaugeVec::new(Opts::new(name, help), labels)
+// === impl Left ===
+
+impl Left {
+    const ALL: [Self; 3] = [Self::Request, Self::Waiting, Self::Answer];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Waiting => "waiting",
+            Self::Answer => "answer",
+        }
+    }
+}
+
+fn names<'x>(whose: Whose<'x>) -> [&'x str; 3] {
+    whose.map(|one| one.map_or(NONE, |one| one.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_in_the_order_in_which_they_are_counted() {
+        assert!(Outcome::ALL.iter().enumerate().all(|(place, outcome)| *outcome as usize == place));
+        assert!(Refused::ALL.iter().enumerate().all(|(place, reason)| *reason as usize == place));
+        assert!(Left::ALL.iter().enumerate().all(|(place, phase)| *phase as usize == place));
+    }
 }

@@ -85,10 +85,16 @@ impl Way {
         }
     }
 
+    /// The place of the server of the attempt under way.
+    #[must_use]
+    pub fn place(&self) -> Option<usize> {
+        self.tried.last().copied()
+    }
+
     /// The server of the attempt under way, as people know it.
     #[must_use]
     pub fn server<'p>(&self, pool: &'p Pool) -> &'p str {
-        self.tried.last().map_or("", |place| &pool.settings.servers[*place].name)
+        self.place().map_or("", |place| &pool.settings.servers[place].name)
     }
 
     /// Every server tried, by place, and how its attempt ended.
@@ -100,6 +106,10 @@ impl Way {
 // === impl Outcome ===
 
 impl Outcome {
+    /// All of them, in their order.
+    pub const ALL: [Self; 6] =
+        [Self::Answered, Self::ConnectFailed, Self::Reset, Self::TimedOut, Self::Truncated, Self::Cancelled];
+
     /// The label.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -1,7 +1,7 @@
 //! May this request in, and to whom: route, key, prompt, model, each found by the one before.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use http::Method;
@@ -63,7 +63,9 @@ impl Proxy {
         if headers::is_encoded(&session.req_header().headers) {
             return Err(Rejection::Encoded.into());
         }
+        let asked = Instant::now();
         let body = body::read(session, live.plan.server.max_body, live.plan.server.body_timeout).await?;
+        x.admitted.came_in = asked.elapsed();
         x.admitted.body = body.len();
         let prompt = scan(&body).map_err(Rejection::Unreadable)?;
         let model = model(&live, x, &prompt.model)?;

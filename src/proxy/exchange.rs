@@ -2,18 +2,19 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use pingora::proxy::Session;
 
 use super::client::Shared;
 use super::ending::End;
 use super::headers::Identity;
+use super::rejection::Rejection;
 use crate::access::{Key, Model, Route};
 use crate::live::Live;
-use crate::observe::{Attempt, Record};
+use crate::observe::{Left, Named, Record};
 use crate::pool::Pool;
-use crate::pool::way::Way;
+use crate::pool::way::{Outcome, Way};
 use crate::prompt::{Dialect, LastEvent};
 
 /// One request and its answer.
@@ -30,6 +31,8 @@ pub struct Exchange {
     pub admitted: Admitted,
     /// Its way through the pool.
     pub way: Way,
+    /// When its first attempt began.
+    pub sent: Option<Instant>,
     /// How its answer fares.
     pub answer: Answer,
     /// What its [`super::client::Client`] shares with it.
@@ -57,6 +60,8 @@ pub struct Admitted {
     pub credentials_pass: bool,
     /// Bytes of a body that was read whole.
     pub body: usize,
+    /// How long it took to come.
+    pub came_in: Duration,
 }
 
 /// How a request's answer fares.
@@ -70,8 +75,8 @@ pub struct Answer {
     pub dialect: Dialect,
     /// How it ended.
     pub end: End,
-    /// The code of the rejection, if it was one.
-    pub code: &'static str,
+    /// Why forebay itself answered, if it did.
+    pub rejection: Option<Rejection>,
 }
 
 // === impl Exchange ===
@@ -87,12 +92,13 @@ impl Exchange {
             identity: None,
             admitted: Admitted::default(),
             way: Way::default(),
+            sent: None,
             answer: Answer {
                 first_byte: None,
                 last_event: None,
                 dialect: Dialect::Other,
                 end: End::Complete,
-                code: "",
+                rejection: None,
             },
             shared: Arc::default(),
             recorded: true,
@@ -111,11 +117,19 @@ impl Exchange {
         self.identity.as_ref()?.client
     }
 
+    /// The pool and the server of the attempt under way.
+    #[must_use]
+    pub fn attempt(&self) -> Option<[Named<'_>; 2]> {
+        let (pool, place) = self.admitted.pool.as_ref().zip(self.way.place())?;
+        Some([of_pool(pool), of_server(pool, place)])
+    }
+
     /// What is counted and logged of it.
     #[must_use]
     pub fn record<'x>(&'x self, session: &'x Session) -> Record<'x> {
         let request = session.req_header();
         let admitted = &self.admitted;
+        let duration = self.started.elapsed();
         let status = match session.response_written().map(|response| response.status.as_u16()) {
             Some(status) if status >= 200 => status,
             _ => 499, // nginx's: the client went before it was answered
@@ -125,26 +139,48 @@ impl Exchange {
             request_id: self.request_id(),
             client: self.client(),
             key: admitted.key.as_ref().map(|key| &*key.name),
-            route: admitted.route.as_ref().map(|route| &*route.name),
+            refused: match self.answer.rejection {
+                Some(Rejection::Unauthenticated(refused)) => Some(refused),
+                _ => None,
+            },
+            route: admitted.route.as_ref().map(|route| Named { place: route.place, name: &route.name }),
             method: request.method.as_str(),
             path: request.uri.path(),
-            model: admitted.model.as_ref().map(|model| &*model.name),
+            model: admitted.model.as_ref().map(|model| Named { place: model.place, name: &model.name }),
             asked: admitted.asked.as_deref(),
-            pool: admitted.pool.as_ref().map(|pool| &*pool.settings.name),
+            pool: admitted.pool.as_deref().map(of_pool),
             attempts: admitted.pool.as_ref().map_or(vec![], |pool| attempts(&self.way, pool)),
             status,
-            code: self.answer.code,
+            code: self.answer.rejection.as_ref().map_or("", Rejection::code),
             stream: admitted.stream,
             bytes_in: admitted.body.max(session.body_bytes_read()),
             bytes_out: session.body_bytes_sent(),
             first_byte: self.answer.first_byte.map(|at| at - self.started),
-            duration: self.started.elapsed(),
+            duration,
+            overhead: self.sent.map_or(duration, |sent| sent - self.started).saturating_sub(admitted.came_in),
+            left: (self.answer.end == End::ClientGone).then(|| self.left()),
             end: self.answer.end.as_str(),
+        }
+    }
+
+    /// How far it had come when its client left.
+    fn left(&self) -> Left {
+        match (self.sent, self.answer.first_byte) {
+            (None, _) => Left::Request,
+            (Some(_), None) => Left::Waiting,
+            (Some(_), Some(_)) => Left::Answer,
         }
     }
 }
 
-fn attempts(way: &Way, pool: &Pool) -> Vec<Attempt> {
-    let name = |place: usize| pool.settings.servers[place].name.clone();
-    way.attempts().map(|(place, outcome)| Attempt { server: name(place), outcome: outcome.as_str() }).collect()
+fn attempts<'x>(way: &'x Way, pool: &'x Pool) -> Vec<(Named<'x>, Outcome)> {
+    way.attempts().map(|(place, outcome)| (of_server(pool, place), outcome)).collect()
+}
+
+fn of_pool(pool: &Pool) -> Named<'_> {
+    Named { place: pool.id.0, name: &pool.settings.name }
+}
+
+fn of_server(pool: &Pool, place: usize) -> Named<'_> {
+    Named { place, name: &pool.settings.servers[place].name }
 }
