@@ -1,47 +1,42 @@
-//! The built-in stand-in engine: a small OpenAI-compatible server for demos, tests and benchmarks.
+//! The built-in stand-in engine: a small server for demos, tests, benchmarks and rehearsals of failure.
 //!
-//! It runs no model: an answer echoes the question, word by word at a set pace, so the same question always gets the
+//! It speaks OpenAI's completions, responses and embeddings and Anthropic's messages, and counts under vLLM's names. It
+//! runs no model: an answer echoes the question, word by word at a set pace, so the same question always gets the
 //! same answer. Connections go through Pingora's own HTTP loop, HTTP/1.1 and cleartext HTTP/2 on one port. That loop
 //! looks for the HTTP/2 preface by reading 24 bytes, so a shorter first request would wait; no HTTP client sends one.
 //!
-//! A new endpoint is a file beside the others and a line in [`Engine::answer`].
+//! A new endpoint is a file beside the others and a line in [`endpoint`].
 
 mod answer;
 mod call;
 mod completions;
+mod connection;
 mod embeddings;
+mod failure;
+mod listener;
+mod messages;
+mod metrics;
 mod models;
+mod pace;
 mod reply;
+mod responses;
+mod splitmix;
 
-use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+pub use failure::Failure;
+pub use listener::Listener;
+
 use call::Call;
-use http::{Version, header};
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream, ServerApp};
-use pingora::http::ResponseHeader;
-use pingora::protocols::http::ServerSession;
-use pingora::protocols::l4::stream::Stream;
-use pingora::server::ShutdownWatch;
-use pingora::{Error, ErrorType, Result};
-use reply::{Body, Refusal, Reply};
+use connection::Connection;
+use metrics::Metrics;
+use pingora::apps::HttpServerOptions;
+use reply::{Refusal, Reply};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::sleep;
 
-/// The longest request body that is read.
-const MAX_BODY: usize = 64 << 20;
-
-/// How long the rest of a refused body is read and dropped: closing on it at once would reset the
-/// connection before the client has read why.
-const LINGER: Duration = Duration::from_secs(5);
-
-/// The longest wait for a token; a longer one could not be added to the present time.
-const FOREVER: Duration = Duration::from_secs(1 << 32);
-
-/// How the engine presents itself, and how fast it is.
+/// How the engine presents itself, how fast it is, and how it fails.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The models it serves; none given: any name, and `/v1/models` lists "demo".
@@ -50,42 +45,52 @@ pub struct Options {
     pub tokens_per_second: f64,
     /// Time from the whole request to its first token.
     pub first_token: Duration,
+    /// By how many percent, 0 to 100, each of these delays may be off, up or down.
+    pub jitter: f64,
     /// Shows which engine answered, in `system_fingerprint` and in the header `x-engine`.
     pub name: String,
+    /// How it fails, if it does.
+    pub failure: Option<Failure>,
+    /// How many percent of the prompts fail.
+    pub fail_share: f64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { models: Vec::new(), tokens_per_second: 0.0, first_token: Duration::ZERO, name: "engine".to_owned() }
+        Self {
+            models: Vec::new(),
+            tokens_per_second: 0.0,
+            first_token: Duration::ZERO,
+            jitter: 0.0,
+            name: "engine".to_owned(),
+            failure: None,
+            fail_share: 100.0,
+        }
     }
 }
 
 impl Options {
-    /// How long after the request so many tokens are made; none are made at once.
-    fn due(&self, tokens: usize) -> Duration {
-        let Some(after_first) = tokens.checked_sub(1) else {
-            return Duration::ZERO;
-        };
-        let rest = after_first as f64 / self.tokens_per_second;
-        // At no rate the division has no finite result, and there is no pace to keep.
-        let rest = Duration::try_from_secs_f64(rest).unwrap_or_default();
-        self.first_token.saturating_add(rest).min(FOREVER)
+    /// How the prompt with this number fails, if it does.
+    fn failure(&self, serial: u64) -> Option<Failure> {
+        self.failure.filter(|_| failure::strikes(self.fail_share, serial))
     }
 }
 
 /// Serves until `shutdown` turns true or its sender is gone; then closes the listener and cuts every connection, as an
 /// engine does that is killed.
-pub async fn serve(listener: TcpListener, options: Options, mut shutdown: watch::Receiver<bool>) {
+pub async fn serve(listener: impl Into<Listener>, options: Options, mut shutdown: watch::Receiver<bool>) {
+    let listener = listener.into();
+    let resettable = options.failure == Some(Failure::Reset);
     let engine = Arc::new(Engine::new(options));
     let connections = shutdown.clone();
     loop {
         let accepted = tokio::select! {
             _ = shutdown.wait_for(|over| *over) => return,
-            accepted = listener.accept() => accepted,
+            accepted = listener.accept(resettable) => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
-                tokio::spawn(connection(engine.clone(), stream, connections.clone()));
+            Ok((stream, socket)) => {
+                tokio::spawn(Connection::serve(engine.clone(), stream, socket, connections.clone()));
             }
             Err(error) => {
                 log::warn!("engine: accept: {error}");
@@ -96,52 +101,26 @@ pub async fn serve(listener: TcpListener, options: Options, mut shutdown: watch:
     }
 }
 
-async fn connection(engine: Arc<Engine>, stream: TcpStream, mut shutdown: watch::Receiver<bool>) {
-    if let Err(error) = stream.set_nodelay(true) {
-        log::debug!("engine: TCP_NODELAY: {error}");
-    }
-    // Pingora's HTTP/2 loop waits for a change on its own receiver: one that has seen nothing yet.
-    let unseen = shutdown.clone();
-    tokio::select! {
-        _ = ServerApp::process_new(&engine, Box::new(Stream::from(stream)), &unseen) => {}
-        _ = shutdown.wait_for(|over| *over) => {}
-    }
-}
-
 /// What all connections share.
 struct Engine {
     options: Options,
     http: HttpServerOptions,
-    calls: AtomicU32,
+    metrics: Metrics,
+    prompts: AtomicU64,
 }
 
-#[async_trait]
-impl HttpServerApp for Engine {
-    async fn process_new_http(
-        self: &Arc<Self>,
-        mut session: ServerSession,
-        _shutdown: &ShutdownWatch,
-    ) -> Option<ReusedHttpStream> {
-        match session.read_request().await {
-            Ok(true) => {}
-            Ok(false) => return None,
-            Err(error) => {
-                log::debug!("engine: {error}");
-                session.respond_error(400).await.ok()?;
-                return None;
-            }
-        }
-        if let Err(error) = self.exchange(&mut session).await {
-            log::debug!("engine: {}: {error}", session.request_summary());
-            return None;
-        }
-        let settings = HttpPersistentSettings::for_session(&session);
-        let stream = session.finish().await.ok().flatten()?;
-        Some(ReusedHttpStream::from_reusable_stream(stream, settings))
-    }
+/// What answers a prompt.
+type Endpoint = fn(&Call<'_>) -> Result<Reply, Refusal>;
 
-    fn server_options(&self) -> Option<&HttpServerOptions> {
-        Some(&self.http)
+/// The endpoint for a prompt, if this is one.
+fn endpoint(method: &str, path: &str) -> Option<Endpoint> {
+    match (method, path) {
+        ("POST", "/v1/chat/completions") => Some(completions::chat),
+        ("POST", "/v1/completions") => Some(completions::text),
+        ("POST", "/v1/embeddings") => Some(embeddings::embed),
+        ("POST", "/v1/messages") => Some(messages::messages),
+        ("POST", "/v1/responses") => Some(responses::respond),
+        _ => None,
     }
 }
 
@@ -149,105 +128,36 @@ impl Engine {
     fn new(options: Options) -> Self {
         let mut http = HttpServerOptions::default();
         http.h2c = true;
-        Self { options, http, calls: AtomicU32::new(0) }
+        let metrics = Metrics::new(&options).expect("the names of the metrics differ");
+        Self { options, http, metrics, prompts: AtomicU64::new(0) }
     }
 
-    /// One request and its whole answer.
-    async fn exchange(&self, session: &mut ServerSession) -> Result<()> {
-        let Some(body) = read_body(session).await? else {
-            self.play(session, Refusal::too_large(MAX_BODY).into()).await?;
-            if timeout(LINGER, session.drain_request_body()).await.is_err() {
-                log::debug!("engine: a refused body did not end");
-            }
-            return Ok(());
-        };
-        let head = session.req_header();
-        let reply = self.answer(head.method.as_str(), head.uri.path(), &body).unwrap_or_else(Reply::from);
-        self.play(session, reply).await
+    /// The number of the next prompt.
+    fn serial(&self) -> u64 {
+        self.prompts.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The endpoints.
-    fn answer(&self, method: &str, path: &str, body: &[u8]) -> Result<Reply, Refusal> {
-        match (method, path) {
-            ("POST", "/v1/chat/completions") => completions::chat(&self.call(body)?),
-            ("POST", "/v1/completions") => completions::text(&self.call(body)?),
-            ("POST", "/v1/embeddings") => embeddings::embed(&self.call(body)?),
-            ("GET", "/v1/models") => Ok(models::list(&self.options)),
-            ("GET", "/health") => Ok(Reply::empty()),
-            ("GET", path) if let Some(id) = path.strip_prefix("/v1/models/") => models::one(&self.options, id),
-            _ => Err(Refusal::unknown_url(method, path)),
-        }
-    }
-
-    fn call(&self, body: &[u8]) -> Result<Call<'_>, Refusal> {
+    /// The answer to a prompt.
+    fn answer(&self, endpoint: Endpoint, body: &[u8], serial: u64) -> Result<Reply, Refusal> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let serial = self.calls.fetch_add(1, Ordering::Relaxed);
         let id = format!("{:016x}{serial:08x}", now.as_micros());
-        Call::parse(&self.options, body, id, now.as_secs())
+        endpoint(&Call::parse(&self.options, body, id, now.as_secs())?)
     }
 
-    /// Writes a reply at its pace.
-    async fn play(&self, session: &mut ServerSession, reply: Reply) -> Result<()> {
-        let start = Instant::now();
-        let mut header = ResponseHeader::build(reply.status, Some(6))?;
-        header.insert_header("x-engine", self.options.name.as_str())?;
-        if let Some(kind) = reply.content_type {
-            header.insert_header(header::CONTENT_TYPE, kind)?;
+    /// What is no prompt.
+    fn look_up(&self, method: &str, path: &str) -> Result<Reply, Refusal> {
+        if method != "GET" {
+            return Err(Refusal::unknown_url(method, path));
         }
-        match reply.body {
-            Body::Whole(piece) => {
-                wait(session, start + self.options.due(piece.tokens)).await?;
-                header.insert_header(header::CONTENT_LENGTH, piece.bytes.len())?;
-                session.write_response_header(Box::new(header)).await?;
-                session.write_response_body(piece.bytes, true).await
-            }
-            Body::Stream(pieces) => {
-                header.insert_header(header::CACHE_CONTROL, "no-cache")?;
-                // Pingora drops it for HTTP/2; HTTP/1.0 knows no chunks: there the close is the end.
-                if session.req_header().version == Version::HTTP_11 {
-                    header.insert_header(header::TRANSFER_ENCODING, "chunked")?;
-                }
-                session.write_response_header(Box::new(header)).await?;
-                for piece in pieces {
-                    wait(session, start + self.options.due(piece.tokens)).await?;
-                    session.write_response_body(piece.bytes, false).await?;
-                }
-                session.write_response_body(Bytes::new(), true).await
-            }
-        }
-    }
-}
-
-/// The whole request body, or nothing if it is longer than [`MAX_BODY`].
-async fn read_body(session: &mut ServerSession) -> Result<Option<Bytes>> {
-    let announced = session.get_header(header::CONTENT_LENGTH);
-    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > MAX_BODY) {
-        return Ok(None);
-    }
-    if session.get_header_bytes(header::EXPECT).eq_ignore_ascii_case(b"100-continue") {
-        session.write_continue_response().await?;
-    }
-    let mut body = BytesMut::new();
-    while let Some(piece) = session.read_request_body().await? {
-        if body.len() + piece.len() > MAX_BODY {
-            return Ok(None);
-        }
-        body.extend_from_slice(&piece);
-    }
-    Ok(Some(body.freeze()))
-}
-
-/// Waits until then, or fails as soon as the client has gone.
-async fn wait(session: &mut ServerSession, until: Instant) -> Result<()> {
-    if until <= Instant::now() {
-        return Ok(());
-    }
-    tokio::select! {
-        () = sleep_until(until) => Ok(()),
-        heard = session.read_body_or_idle(true) => {
-            heard?;
-            Error::e_explain(ErrorType::ConnectionClosed, "the client went on before its answer")
+        let model = path.strip_prefix("/v1/models/");
+        let well = self.options.failure != Some(Failure::Unhealthy);
+        match (path, model) {
+            ("/metrics", _) => Ok(Reply::metrics(self.metrics.text())),
+            ("/health" | "/v1/models", _) if !well => Err(Refusal::rehearsed(503)),
+            ("/health", _) => Ok(Reply::empty()),
+            ("/v1/models", _) => Ok(models::list(&self.options)),
+            (_, Some(id)) => models::one(&self.options, id),
+            _ => Err(Refusal::unknown_url(method, path)),
         }
     }
 }
@@ -255,9 +165,12 @@ async fn wait(session: &mut ServerSession, until: Instant) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt;
     use serde_json::{Value, json};
     use std::net::SocketAddr;
+    use std::time::Instant;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
 
     /// A running engine, which ends with this value.
     struct Running {
@@ -284,6 +197,19 @@ mod tests {
             let request = request(method, path, "connection: close\r\n", body);
             stream.write_all(request.as_bytes()).await.expect("sent");
             rest(&mut stream).await
+        }
+
+        /// Waits until the metrics have a line.
+        async fn comes_to(&self, line: &str) {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            loop {
+                let (_, metrics) = self.ask("GET", "/metrics", "").await;
+                if metrics.lines().any(|found| found == line) {
+                    return;
+                }
+                assert!(Instant::now() < deadline, "no {line} in {metrics}");
+                sleep(Duration::from_millis(10)).await;
+            }
         }
     }
 
@@ -323,25 +249,6 @@ mod tests {
 
     fn parsed(body: &str) -> Value {
         serde_json::from_str(body).expect("JSON")
-    }
-
-    #[test]
-    fn tokens_are_due_at_the_pace_after_the_first() {
-        let first_token = Duration::from_millis(100);
-        for (rate, tokens, due) in [
-            (0.0, 0, 0),
-            (0.0, 9, 100),
-            (10.0, 0, 0),
-            (10.0, 1, 100),
-            (10.0, 3, 300),
-            (-1.0, 3, 100),
-            (1e-18, 2, 1000 << 32),
-            (f64::NAN, 3, 100),
-        ] {
-            let options = Options { tokens_per_second: rate, first_token, ..Options::default() };
-            let due = Duration::from_millis(due);
-            assert_eq!(options.due(tokens), due, "{rate} {tokens}");
-        }
     }
 
     #[tokio::test]
@@ -422,7 +329,7 @@ mod tests {
         let mut stream = engine.connect().await;
         let head = format!(
             "POST /v1/chat/completions HTTP/1.1\r\nhost: engine\r\nexpect: 100-continue\r\ncontent-length: {}\r\n\r\n",
-            MAX_BODY + 1
+            connection::MAX_BODY + 1
         );
         stream.write_all(head.as_bytes()).await.expect("sent");
         let (head, body) = one(&mut stream).await;
@@ -492,5 +399,291 @@ mod tests {
         serving.await.expect("an end");
         assert_eq!(stream.read(&mut [0]).await.expect("an end"), 0);
         TcpStream::connect(address).await.expect_err("a closed port");
+    }
+
+    /// How the reading of an answer ended, and what came before that.
+    async fn broken(stream: &mut (impl AsyncReadExt + Unpin)) -> (std::io::Result<usize>, String) {
+        let mut bytes = Vec::new();
+        let end = stream.read_to_end(&mut bytes).await;
+        (end, String::from_utf8(bytes).expect("text"))
+    }
+
+    fn failing(failure: Failure) -> Options {
+        Options { failure: Some(failure), ..Options::default() }
+    }
+
+    fn streamed() -> String {
+        hello(json!({"stream": true}))
+    }
+
+    #[tokio::test]
+    async fn a_message_streams_in_anthropics_form_and_is_refused_in_its_envelope() {
+        let models = vec!["demo".to_owned()];
+        let engine = engine(Options { models, ..Options::default() }).await;
+        let (head, body) = engine.ask("POST", "/v1/messages", &hello(json!({"max_tokens": 2, "stream": true}))).await;
+        assert!(head.contains("\r\ncontent-type: text/event-stream"), "{head}");
+        assert!(body.contains("\r\nevent: message_start\ndata: {\"type\":\"message_start\","), "{body}");
+        assert!(body.ends_with("event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n\r\n0\r\n\r\n"), "{body}");
+        for (path, more, status, kind) in [
+            ("/v1/messages", json!({}), 400, "invalid_request_error"),
+            ("/v1/messages", json!({"model": "big"}), 404, "not_found_error"),
+            ("/v1/messages/batches", json!({}), 404, "not_found_error"),
+        ] {
+            let (head, body) = engine.ask("POST", path, &hello(more)).await;
+            assert!(head.starts_with(&format!("http/1.1 {status}")), "{path}: {head}");
+            let body = parsed(&body);
+            assert_eq!((&body["type"], &body["error"]["type"]), (&json!("error"), &json!(kind)));
+            assert!(body["error"]["message"].is_string());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_response_streams_in_named_events() {
+        let engine = engine(Options::default()).await;
+        let body = json!({"model": "demo", "input": "hello", "stream": true});
+        let (head, body) = engine.ask("POST", "/v1/responses", &body.to_string()).await;
+        assert!(head.contains("\r\ncontent-type: text/event-stream"), "{head}");
+        let named = |name: &str| body.matches(&format!("\nevent: {name}\ndata: {{\"type\":\"{name}\",")).count();
+        assert_eq!(named("response.created"), 1, "{body}");
+        assert_eq!(named("response.output_text.delta"), 24);
+        assert_eq!(named("response.completed"), 1);
+    }
+
+    #[tokio::test]
+    async fn metrics_count_what_is_asked_and_what_waits() {
+        let models = vec!["demo".to_owned()];
+        let fast = engine(Options { models: models.clone(), ..Options::default() }).await;
+        fast.ask("POST", "/v1/chat/completions", &hello(json!({"max_tokens": 3}))).await;
+        fast.ask("POST", "/v1/chat/completions", &hello(json!({"model": "big"}))).await;
+        fast.ask("POST", "/v1/embeddings", &json!({"model": "demo", "input": "a b"}).to_string()).await;
+        let (head, body) = fast.ask("GET", "/metrics", "").await;
+        assert!(head.contains("\r\ncontent-type: text/plain; version=0.0.4"), "{head}");
+        for line in [
+            "vllm:prompt_tokens_total{model_name=\"demo\"} 3",
+            "vllm:generation_tokens_total{model_name=\"demo\"} 3",
+            "vllm:request_success_total{finished_reason=\"length\",model_name=\"demo\"} 1",
+            "vllm:request_success_total{finished_reason=\"stop\",model_name=\"demo\"} 1",
+            "vllm:time_to_first_token_seconds_count{model_name=\"demo\"} 1",
+            "vllm:e2e_request_latency_seconds_count{model_name=\"demo\"} 2",
+        ] {
+            assert!(body.lines().any(|found| found == line), "no {line} in {body}");
+        }
+        let slow = engine(Options { models, tokens_per_second: 0.001, ..Options::default() }).await;
+        let mut stream = slow.connect().await;
+        stream.write_all(request("POST", "/v1/chat/completions", "", &streamed()).as_bytes()).await.expect("sent");
+        slow.comes_to("vllm:num_requests_running{model_name=\"demo\"} 1").await;
+        drop(stream);
+        slow.comes_to("vllm:num_requests_running{model_name=\"demo\"} 0").await;
+        slow.comes_to("vllm:request_success_total{finished_reason=\"abort\",model_name=\"demo\"} 1").await;
+    }
+
+    #[tokio::test]
+    async fn a_status_to_fail_with_comes_in_the_form_of_the_endpoint() {
+        for (status, path, kind, again) in [
+            (503, "/v1/chat/completions", "overloaded_error", true),
+            (429, "/v1/responses", "rate_limit_error", true),
+            (500, "/v1/embeddings", "server_error", false),
+            (401, "/v1/completions", "invalid_request_error", false),
+            (503, "/v1/messages", "overloaded_error", true),
+            (529, "/v1/messages", "overloaded_error", false),
+            (500, "/v1/messages", "api_error", false),
+        ] {
+            let engine = engine(failing(Failure::Status(status))).await;
+            let (head, body) = engine.ask("POST", path, &hello(json!({}))).await;
+            assert!(head.starts_with(&format!("http/1.1 {status}")), "{path}: {head}");
+            assert_eq!(head.contains("\r\nretry-after: 1\r\n"), again, "{head}");
+            assert_eq!(parsed(&body)["error"]["type"], kind, "{path}");
+            assert_eq!(body.starts_with("{\"type\":\"error\","), path == "/v1/messages", "{body}");
+            let (head, _) = engine.ask("GET", "/health", "").await;
+            assert!(head.starts_with("http/1.1 200"), "{head}");
+        }
+    }
+
+    #[tokio::test]
+    async fn of_a_share_the_prompts_between_are_answered() {
+        let engine = engine(Options { fail_share: 50.0, ..failing(Failure::Status(500)) }).await;
+        for status in [200, 500, 200, 500] {
+            let (head, _) = engine.ask("POST", "/v1/chat/completions", &hello(json!({}))).await;
+            assert!(head.starts_with(&format!("http/1.1 {status}")), "{head}");
+            engine.ask("GET", "/v1/models", "").await;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_unhealthy_engine_says_so_and_answers_prompts() {
+        let engine = engine(failing(Failure::Unhealthy)).await;
+        for (method, path, status) in [
+            ("GET", "/health", 503),
+            ("GET", "/v1/models", 503),
+            ("POST", "/v1/chat/completions", 200),
+            ("GET", "/metrics", 200),
+        ] {
+            let (head, _) = engine.ask(method, path, &hello(json!({}))).await;
+            assert!(head.starts_with(&format!("http/1.1 {status}")), "{path}: {head}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reset_takes_the_connection_and_leaves_the_probes() {
+        let engine = engine(failing(Failure::Reset)).await;
+        let mut stream = engine.connect().await;
+        stream.write_all(request("GET", "/health", "", "").as_bytes()).await.expect("sent");
+        one(&mut stream).await;
+        stream.write_all(request("POST", "/v1/chat/completions", "", &streamed()).as_bytes()).await.expect("sent");
+        let (end, text) = broken(&mut stream).await;
+        assert_eq!((end.expect_err("a reset").kind(), text.as_str()), (std::io::ErrorKind::ConnectionReset, ""));
+    }
+
+    #[tokio::test]
+    async fn a_stalled_prompt_waits_until_its_client_goes() {
+        let engine = engine(failing(Failure::Stall)).await;
+        let mut stream = engine.connect().await;
+        stream.write_all(request("POST", "/v1/chat/completions", "", &streamed()).as_bytes()).await.expect("sent");
+        engine.comes_to("vllm:num_requests_waiting{model_name=\"demo\"} 1").await;
+        stream.shutdown().await.expect("gone");
+        let (end, text) = broken(&mut stream).await;
+        assert_eq!((end.expect("an end"), text.as_str()), (0, ""));
+        engine.comes_to("vllm:num_requests_waiting{model_name=\"demo\"} 0").await;
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_stalls_or_is_truncated_has_its_first_events_or_half_and_no_end() {
+        for (failure, stalls) in [(Failure::StallAfter(3), true), (Failure::TruncateAfter(3), false)] {
+            let engine = engine(failing(failure)).await;
+            let mut stream = engine.connect().await;
+            stream.write_all(request("POST", "/v1/chat/completions", "", &streamed()).as_bytes()).await.expect("sent");
+            let mut text = String::new();
+            while text.matches("\ndata: ").count() < 3 || !text.ends_with("\n\n\r\n") {
+                text.push(stream.read_u8().await.expect("a byte").into());
+            }
+            if stalls {
+                stream.shutdown().await.expect("gone");
+            }
+            let (end, more) = broken(&mut stream).await;
+            assert_eq!((end.expect("an end"), more.as_str()), (0, ""), "{failure:?}");
+
+            let mut stream = engine.connect().await;
+            let request = request("POST", "/v1/chat/completions", "", &hello(json!({})));
+            stream.write_all(request.as_bytes()).await.expect("sent");
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                head.push(stream.read_u8().await.expect("a byte").into());
+            }
+            let length = head.to_lowercase().split("content-length: ").nth(1).map(|rest| rest.to_owned());
+            let length: usize = length.and_then(|rest| rest.split("\r\n").next()?.parse().ok()).expect("a length");
+            let mut half = vec![0; length / 2];
+            stream.read_exact(&mut half).await.expect("half an answer");
+            assert!(half.starts_with(b"{\"id\":"));
+            if stalls {
+                stream.shutdown().await.expect("gone");
+            }
+            let (end, more) = broken(&mut stream).await;
+            assert_eq!((end.expect("an end"), more.as_str()), (0, ""), "{failure:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_with_fewer_events_than_its_failure_allows_is_whole() {
+        let engine = engine(failing(Failure::TruncateAfter(1000))).await;
+        let (_, body) = engine.ask("POST", "/v1/chat/completions", &streamed()).await;
+        assert!(body.ends_with("data: [DONE]\n\n\r\n0\r\n\r\n"), "{body}");
+    }
+
+    /// What comes over HTTP/2: the status, the body, and why it was reset, if it was.
+    async fn ask_h2(engine: &Running, path: &str, body: String) -> (Option<u16>, String, Option<h2::Reason>) {
+        let (client, connection) = h2::client::handshake(engine.connect().await).await.expect("HTTP/2");
+        tokio::spawn(connection);
+        let mut client = client.ready().await.expect("a stream");
+        let method = if body.is_empty() { "GET" } else { "POST" };
+        let request = http::Request::builder().method(method).uri(format!("http://engine{path}")).body(());
+        let (answer, mut sender) = client.send_request(request.expect("a request"), false).expect("sent");
+        sender.send_data(body.into(), true).expect("sent");
+        let (head, mut body) = match answer.await {
+            Ok(answer) => answer.into_parts(),
+            Err(error) => return (None, String::new(), error.reason()),
+        };
+        let mut text = String::new();
+        while let Some(piece) = body.data().await {
+            match piece {
+                Ok(piece) => text.push_str(std::str::from_utf8(&piece).expect("text")),
+                Err(error) => return (Some(head.status.as_u16()), text, error.reason()),
+            }
+            body.flow_control().release_capacity(0).expect("room");
+        }
+        (Some(head.status.as_u16()), text, None)
+    }
+
+    #[tokio::test]
+    async fn the_endpoints_and_the_failures_are_the_same_over_http2() {
+        let well = engine(Options::default()).await;
+        for (path, body, end) in [
+            ("/health", String::new(), ""),
+            ("/metrics", String::new(), "\n"),
+            ("/v1/chat/completions", streamed(), "data: [DONE]\n\n"),
+            ("/v1/messages", hello(json!({"max_tokens": 1, "stream": true})), "{\"type\":\"message_stop\"}\n\n"),
+            ("/v1/responses", json!({"model": "demo", "input": "a", "stream": true}).to_string(), "}\n\n"),
+        ] {
+            let (status, text, reset) = ask_h2(&well, path, body).await;
+            assert_eq!((status, reset), (Some(200), None), "{path}");
+            assert!(text.ends_with(end), "{path}: {text}");
+        }
+        let gone = Some(h2::Reason::INTERNAL_ERROR);
+        for (failure, body, status, events, reset) in [
+            (Failure::Status(503), streamed(), Some(503), 0, None),
+            (Failure::Reset, streamed(), None, 0, gone),
+            (Failure::TruncateAfter(3), streamed(), Some(200), 3, gone),
+            (Failure::TruncateAfter(3), hello(json!({})), Some(200), 0, gone),
+        ] {
+            let engine = engine(failing(failure)).await;
+            let (found, text, why) = ask_h2(&engine, "/v1/chat/completions", body).await;
+            assert_eq!((found, why), (status, reset), "{failure:?}");
+            assert_eq!(text.matches("data: ").count(), events, "{failure:?}: {text}");
+            assert!(!text.ends_with("}}") || failure == Failure::Status(503), "half of it: {text}");
+            let (status, ..) = ask_h2(&engine, "/health", String::new()).await;
+            assert_eq!(status, Some(200));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_prompt_that_stalls_over_http2_holds_up_no_other() {
+        let engine = engine(failing(Failure::StallAfter(2))).await;
+        let (client, connection) = h2::client::handshake(engine.connect().await).await.expect("HTTP/2");
+        tokio::spawn(connection);
+        let mut client = client.ready().await.expect("a stream");
+        let post = http::Request::post("http://engine/v1/chat/completions").body(()).expect("a request");
+        let (answer, mut sender) = client.send_request(post, false).expect("sent");
+        sender.send_data(streamed().into(), true).expect("sent");
+        let mut body = answer.await.expect("an answer").into_body();
+        let mut text = Vec::new();
+        while text.windows(2).filter(|two| two == b"\n\n").count() < 2 {
+            text.extend_from_slice(&body.data().await.expect("no end").expect("an event"));
+        }
+        let get = http::Request::get("http://engine/health").body(()).expect("a request");
+        let (answer, _) = client.send_request(get, true).expect("sent");
+        assert_eq!(answer.await.expect("an answer").status(), 200);
+        assert!(body.data().now_or_never().is_none(), "nothing more, and no end");
+        sender.send_reset(h2::Reason::CANCEL);
+        engine.comes_to("vllm:request_success_total{finished_reason=\"abort\",model_name=\"demo\"} 1").await;
+    }
+
+    #[tokio::test]
+    async fn an_engine_listens_on_a_unix_socket_as_well() {
+        let directory = std::env::temp_dir().join(format!("forebay-{}", uuid::Uuid::now_v7()));
+        std::fs::create_dir(&directory).expect("a directory");
+        let path = directory.join("engine.sock");
+        let (_sender, shutdown) = watch::channel(false);
+        for failure in [None, Some(Failure::Reset)] {
+            let listener = tokio::net::UnixListener::bind(&path).expect("a socket");
+            let serving = tokio::spawn(serve(listener, Options { failure, ..Options::default() }, shutdown.clone()));
+            let mut stream = tokio::net::UnixStream::connect(&path).await.expect("a connection");
+            let request = request("POST", "/v1/chat/completions", "connection: close\r\n", &hello(json!({})));
+            stream.write_all(request.as_bytes()).await.expect("sent");
+            let (_, text) = broken(&mut stream).await;
+            assert_eq!(text.starts_with("HTTP/1.1 200"), failure.is_none(), "{text}");
+            assert_eq!(text.is_empty(), failure.is_some(), "{text}");
+            serving.abort();
+            std::fs::remove_file(&path).expect("a file");
+        }
+        std::fs::remove_dir(&directory).expect("an empty directory");
     }
 }

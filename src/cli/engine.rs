@@ -55,6 +55,7 @@ impl Engine {
             tokens_per_second: self.tokens_per_second,
             first_token: Duration::from_millis(self.first_token),
             name: self.name,
+            ..Options::default()
         };
         let (stop, stopped) = watch::channel(false);
         tokio::select! {

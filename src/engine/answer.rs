@@ -33,12 +33,13 @@ impl Answer {
             .chain(question.split_whitespace())
             .chain(["—"])
             .chain(SENTENCES.split_whitespace().cycle());
-        let tokens = words
+        let tokens: Vec<String> = words
             .enumerate()
             .map(|(i, word)| if i == 0 { word.to_owned() } else { format!(" {word}") })
             .take(max_tokens.unwrap_or(TOKENS).min(LONGEST))
             .collect();
-        Self { prompt_tokens, tokens, finish_reason: max_tokens.map_or("stop", |_| "length") }
+        let finish_reason = if max_tokens == Some(tokens.len()) { "length" } else { "stop" };
+        Self { prompt_tokens, tokens, finish_reason }
     }
 
     /// The whole text.
@@ -46,7 +47,7 @@ impl Answer {
         self.tokens.concat()
     }
 
-    /// What is counted, in OpenAI's words.
+    /// What is counted, in the words of OpenAI's completions.
     pub(super) fn usage(&self) -> Value {
         json!({
             "prompt_tokens": self.prompt_tokens,
@@ -73,7 +74,7 @@ mod tests {
             ("hi", Some(1), 1, "length", "You"),
             ("a\n b", Some(4), 4, "length", "You said: a b"),
             ("hi", Some(2000), 2000, "length", "You said: hi — "),
-            ("hi", Some(usize::MAX), LONGEST, "length", "You said: hi — "),
+            ("hi", Some(usize::MAX), LONGEST, "stop", "You said: hi — "),
         ] {
             let answer = Answer::to(question, 0, max_tokens);
             assert_eq!(answer.tokens.len(), tokens, "{question} {max_tokens:?}");

@@ -1,6 +1,8 @@
 //! What is asked of an endpoint that takes JSON, and what its answer needs from outside.
 
 use super::Options;
+use super::answer::{Answer, count};
+use super::metrics::Cost;
 use super::models;
 use super::reply::Refusal;
 use serde_json::Value;
@@ -51,6 +53,32 @@ impl<'a> Call<'a> {
             },
         }
     }
+
+    /// A list of messages with at least one in it.
+    pub(super) fn list(&self, name: &'static str) -> Result<&[Value], Refusal> {
+        match &self.body[name] {
+            Value::Array(messages) if !messages.is_empty() => Ok(messages),
+            _ => Err(Refusal::invalid(Some(name), format!("`{name}` must be a list of messages."))),
+        }
+    }
+
+    /// What is counted for an answer.
+    pub(super) fn cost(&self, answer: &Answer) -> Cost {
+        Cost {
+            model: models::label(self.options, &self.model).to_owned(),
+            prompt_tokens: answer.prompt_tokens,
+            generation_tokens: answer.tokens.len(),
+            finish_reason: answer.finish_reason,
+        }
+    }
+}
+
+/// The last thing that a user says in a list of messages, and the tokens of all that is said there.
+pub(super) fn conversation(messages: &[Value]) -> (String, usize) {
+    let texts = || messages.iter().map(|message| text_of(&message["content"]));
+    let last = messages.iter().rposition(|message| message["role"] == "user");
+    let question = last.and_then(|last| texts().nth(last)).unwrap_or_default();
+    (question, texts().map(|text| count(&text)).sum())
 }
 
 /// The text in a string, in a list of strings or of parts with a `text`, or in lists of these.

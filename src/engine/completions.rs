@@ -1,23 +1,14 @@
 //! `POST /v1/chat/completions` and `/v1/completions`: one answer, in two dialects, whole or as events.
 
 use super::answer::{Answer, count};
-use super::call::{Call, text_of};
+use super::call::{Call, conversation, text_of};
 use super::reply::{Piece, Refusal, Reply};
 use serde_json::{Value, json};
 use std::iter::once;
 
 /// `POST /v1/chat/completions`.
 pub(super) fn chat(call: &Call) -> Result<Reply, Refusal> {
-    let messages = call.body["messages"]
-        .as_array()
-        .filter(|messages| !messages.is_empty())
-        .ok_or_else(|| Refusal::invalid(Some("messages"), "`messages` must be a list of messages."))?;
-    let prompt_tokens = messages.iter().map(|message| count(&text_of(&message["content"]))).sum();
-    let question = messages
-        .iter()
-        .rfind(|message| message["role"] == "user")
-        .map(|message| text_of(&message["content"]))
-        .unwrap_or_default();
+    let (question, prompt_tokens) = conversation(call.list("messages")?);
     let max_tokens = match call.count("max_completion_tokens")? {
         Some(count) => Some(count),
         None => call.count("max_tokens")?,
@@ -41,11 +32,14 @@ pub(super) fn text(call: &Call) -> Result<Reply, Refusal> {
 
 fn complete(call: &Call, dialect: Dialect, answer: Answer) -> Result<Reply, Refusal> {
     let frame = Frame::new(call, dialect);
-    if !call.flag("stream")? {
-        return Ok(Reply::json(answer.tokens.len(), &frame.whole(&answer)));
-    }
-    let with_usage = call.body["stream_options"]["include_usage"] == true;
-    Ok(Reply::events(frame.events(answer, with_usage)))
+    let cost = call.cost(&answer);
+    let reply = if call.flag("stream")? {
+        let with_usage = call.body["stream_options"]["include_usage"] == true;
+        Reply::events(frame.events(answer, with_usage))
+    } else {
+        Reply::json(answer.tokens.len(), &frame.whole(&answer))
+    };
+    Ok(reply.costing(cost))
 }
 
 /// Where the two dialects differ.
@@ -180,23 +174,7 @@ fn choice(field: &str, said: Value, finish_reason: Option<&str>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Options;
-    use crate::engine::reply::Body;
-
-    /// The JSON of a whole reply, or of each event of a stream.
-    fn asked(endpoint: fn(&Call) -> Result<Reply, Refusal>, body: Value) -> Result<Vec<Value>, Refusal> {
-        let options = Options::default();
-        let call = Call::parse(&options, body.to_string().as_bytes(), "7".into(), 5)?;
-        let pieces: Vec<Piece> = match endpoint(&call)?.body {
-            Body::Whole(piece) => vec![piece],
-            Body::Stream(pieces) => pieces.collect(),
-        };
-        let texts = pieces.iter().map(|piece| {
-            let text = std::str::from_utf8(&piece.bytes).expect("text");
-            text.strip_prefix("data: ").unwrap_or(text).trim_end()
-        });
-        Ok(texts.map(|text| serde_json::from_str(text).unwrap_or_else(|_| text.into())).collect())
-    }
+    use crate::engine::reply::said;
 
     #[test]
     fn a_whole_answer_has_the_members_of_its_dialect() {
@@ -206,7 +184,7 @@ mod tests {
         ]);
         let body = json!({"model": "m", "messages": messages, "max_completion_tokens": 4});
         assert_eq!(
-            asked(chat, body).expect("an answer"),
+            said(chat, &body).expect("an answer"),
             [json!({
                 "id": "chatcmpl-7", "object": "chat.completion", "created": 5, "model": "m",
                 "system_fingerprint": "engine",
@@ -221,7 +199,7 @@ mod tests {
         );
         let body = json!({"model": "m", "prompt": ["a", "b"], "max_tokens": 3});
         assert_eq!(
-            asked(text, body).expect("an answer"),
+            said(text, &body).expect("an answer"),
             [json!({
                 "id": "cmpl-7", "object": "text_completion", "created": 5, "model": "m",
                 "system_fingerprint": "engine",
@@ -240,7 +218,7 @@ mod tests {
         let body = json!({
             "model": "m", "messages": messages, "stream": true, "stream_options": usage, "max_tokens": 2,
         });
-        let events = asked(chat, body).expect("a stream");
+        let events = said(chat, &body).expect("a stream");
         let choices: Vec<&Value> = events.iter().map(|event| &event["choices"]).collect();
         let choice = |delta: Value, reason: Value| json!([super::choice("delta", delta, reason.as_str())]);
         assert_eq!(
@@ -259,7 +237,7 @@ mod tests {
         assert_eq!(events[5], "[DONE]");
 
         let body = json!({"model": "m", "prompt": "hi", "stream": true, "max_tokens": 1});
-        let events = asked(text, body).expect("a stream");
+        let events = said(text, &body).expect("a stream");
         assert_eq!(events.len(), 3, "no role and no usage");
         assert_eq!(events[0]["choices"][0]["text"], "You");
         assert!(events[0].get("usage").is_none());
@@ -277,10 +255,10 @@ mod tests {
             (json!({"model": "m", "messages": messages, "max_tokens": "9"}), "max_tokens"),
             (json!({"model": "m", "messages": messages, "stream": "yes"}), "stream"),
         ] {
-            let refusal = asked(chat, body.clone()).expect_err("a refusal");
+            let refusal = said(chat, &body).expect_err("a refusal");
             assert_eq!((refusal.status, refusal.param), (400, Some(param)), "{body}");
         }
-        let refusal = asked(text, json!({"model": "m"})).expect_err("a refusal");
+        let refusal = said(text, &json!({"model": "m"})).expect_err("a refusal");
         assert_eq!(refusal.param, Some("prompt"));
     }
 }

@@ -3,9 +3,10 @@
 //! So the same text always has the same vector, and texts that share words lie close to each other. Vectors have
 //! length 1, except that of a text without words, which is zero.
 
-use super::answer::count;
+use super::answer::{Answer, count};
 use super::call::{Call, text_of};
 use super::reply::{Refusal, Reply};
+use super::splitmix::SplitMix;
 use serde_json::{Value, json};
 
 /// The dimensions of a vector if the client does not say.
@@ -41,8 +42,9 @@ pub(super) fn embed(call: &Call) -> Result<Reply, Refusal> {
         "model": call.model,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     });
+    let answer = Answer { prompt_tokens: tokens, tokens: Vec::new(), finish_reason: "stop" };
     // An embedding takes as long as the first token of an answer.
-    Ok(Reply::json(1, &list))
+    Ok(Reply::json(1, &list).costing(call.cost(&answer)))
 }
 
 /// A text, a list of texts, a text as token ids, or a list of those.
@@ -82,9 +84,9 @@ fn floats(vector: &[f32]) -> Value {
 fn vector(text: &str, dimensions: usize) -> Vec<f32> {
     let mut sum = vec![0.0_f32; dimensions];
     for word in text.split_whitespace() {
-        let mut state = fnv1a(word.to_lowercase().as_bytes());
+        let mut direction = SplitMix::new(fnv1a(word.to_lowercase().as_bytes()));
         for x in &mut sum {
-            *x += direction(&mut state);
+            *x += direction.signed();
         }
     }
     let length = sum.iter().map(|x| x * x).sum::<f32>().sqrt();
@@ -99,14 +101,6 @@ fn vector(text: &str, dimensions: usize) -> Vec<f32> {
 /// The 64-bit FNV-1a hash. The standard library's hash may change with its version, and vectors with it.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
-}
-
-/// The next number of a SplitMix64 sequence, as one from -1 to 1.
-fn direction(state: &mut u64) -> f32 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
 }
 
 /// RFC 4648, with padding.

@@ -12,12 +12,19 @@ pub(super) fn serves(options: &Options, model: &str) -> bool {
     options.models.is_empty() || options.models.iter().any(|served| served == model)
 }
 
+/// The names that an engine lists.
+pub(super) fn listed(options: &Options) -> Vec<&str> {
+    if options.models.is_empty() { vec![ANY] } else { options.models.iter().map(String::as_str).collect() }
+}
+
+/// The listed name under which a served model is counted.
+pub(super) fn label<'a>(options: &Options, model: &'a str) -> &'a str {
+    if options.models.is_empty() { ANY } else { model }
+}
+
 /// `GET /v1/models`.
 pub(super) fn list(options: &Options) -> Reply {
-    let mut data: Vec<Value> = options.models.iter().map(|id| model(id)).collect();
-    if data.is_empty() {
-        data.push(model(ANY));
-    }
+    let data: Vec<Value> = listed(options).into_iter().map(model).collect();
     Reply::json(0, &json!({"object": "list", "data": data}))
 }
 
