@@ -29,7 +29,6 @@ enum Command {
     /// Make clients' keys
     #[command(subcommand)]
     Key(key::Command),
-    /// Run a stand-in engine, for demos, tests and benchmarks
     Engine(engine::Engine),
 }
 
