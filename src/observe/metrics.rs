@@ -71,50 +71,50 @@ impl Metrics {
     /// When two of them have one name, which a test rules out.
     pub fn new() -> Result<Self> {
         let all = List(Registry::new());
-        let build = all.gauges("build_info", "1, with what runs.", &["version", "revision"])?;
+        let build = all.gauges("forebay_build_info", "1, with what runs.", &["version", "revision"])?;
         build.with_label_values(&[crate::VERSION, crate::REVISION]).set(1);
         let process = i32::try_from(std::process::id()).unwrap_or(0);
         all.0.register(Box::new(ProcessCollector::new(process, "")))?;
         let auth_failures =
-            all.counters("auth_failures_total", "Requests without a valid key, by why.", &["reason"])?;
-        let aborts = all.counters("client_aborts_total", "Requests whose client left, by when.", &["phase"])?;
+            all.counters("forebay_auth_failures_total", "Requests without a valid key, by why.", &["reason"])?;
+        let aborts = all.counters("forebay_client_aborts_total", "Requests whose client left, by when.", &["phase"])?;
         Ok(Self {
             requests: all.counters(
-                "requests_total",
+                "forebay_requests_total",
                 "Requests, as they ended.",
                 &["route", "model", "pool", "code"],
             )?,
             durations: all.histograms(
-                "request_duration_seconds",
+                "forebay_request_duration_seconds",
                 "From a request's header to its end.",
                 &["route", "model"],
                 &ANSWER,
             )?,
             first_bytes: all.histograms(
-                "time_to_first_byte_seconds",
+                "forebay_time_to_first_byte_seconds",
                 "From a request's header to the engine's response header.",
                 &["model", "pool"],
                 &ANSWER,
             )?,
             overheads: all.histograms(
-                "overhead_seconds",
+                "forebay_overhead_seconds",
                 "Forebay's own part: until the first attempt, without the time in which the body came.",
                 &["route"],
                 &OVERHEAD,
             )?,
             attempts: all.counters(
-                "upstream_attempts_total",
+                "forebay_upstream_attempts_total",
                 "Attempts at a server, as they ended.",
                 &["pool", "server", "outcome"],
             )?,
             connections: all.counters(
-                "upstream_connections_total",
+                "forebay_upstream_connections_total",
                 "Connections taken for attempts, new and reused ones.",
                 &["pool", "server", "reused"],
             )?,
             auth_failures: Refused::ALL.map(|reason| auth_failures.with_label_values(&[reason.as_str()])),
             aborts: Left::ALL.map(|phase| aborts.with_label_values(&[phase.as_str()])),
-            reloads: all.counters("config_reloads_total", "Reloads of the configuration.", &["result"])?,
+            reloads: all.counters("forebay_config_reloads_total", "Reloads of the configuration.", &["result"])?,
             reload_successful: all
                 .add(IntGauge::new("forebay_config_last_reload_successful", "1 if the last reload was, else 0.")?)?,
             reload_timestamp: all.add(Gauge::new(
@@ -122,8 +122,8 @@ impl Metrics {
                 "When the configuration was last loaded well, in seconds since the epoch.",
             )?)?,
             now: Mutex::new(Now {
-                in_flight: all.gauges("in_flight", "Requests in flight at a server.", &["pool", "server"])?,
-                server_up: all.gauges("server_up", "1 if a server is used, else 0.", &["pool", "server"])?,
+                in_flight: all.gauges("forebay_in_flight", "Requests in flight at a server.", &["pool", "server"])?,
+                server_up: all.gauges("forebay_server_up", "1 if a server is used, else 0.", &["pool", "server"])?,
                 clients: all.add(IntGauge::new("forebay_client_connections", "Connections of clients.")?)?,
                 clients_refused: all.add(IntCounter::new(
                     "forebay_client_connections_refused_total",
@@ -219,7 +219,7 @@ impl Metrics {
     }
 }
 
-/// The metrics that are exposed. All names begin with `forebay_`.
+/// The metrics that are exposed.
 struct List(Registry);
 
 // === impl List ===
@@ -231,15 +231,15 @@ impl List {
     }
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec> {
-        self.add(IntCounterVec::new(Opts::new(format!("forebay_{name}"), help), labels)?)
+        self.add(IntCounterVec::new(Opts::new(name, help), labels)?)
     }
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {
-        self.add(IntGaugeVec::new(Opts::new(format!("forebay_{name}"), help), labels)?)
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels)?)
     }
 
     fn histograms(&self, name: &str, help: &str, labels: &[&str], bounds: &[f64]) -> Result<HistogramVec> {
-        let options = HistogramOpts::new(format!("forebay_{name}"), help).buckets(bounds.to_vec());
+        let options = HistogramOpts::new(name, help).buckets(bounds.to_vec());
         self.add(HistogramVec::new(options, labels)?)
     }
 }
