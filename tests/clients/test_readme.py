@@ -149,7 +149,9 @@ def test_check_finds_nothing_wrong_with_a_shipped_configuration(file):
 
 
 @pytest.mark.parametrize("example", re.findall(r"```toml\n(.*?)```", README, re.DOTALL))
-def test_check_finds_nothing_wrong_with_an_example_of_the_readme(tmp_path, example):
+def test_check_finds_nothing_wrong_with_an_example_of_the_readme(tmp_path, monkeypatch, example):
+    monkeypatch.setenv("VLLM_KEY", "a-key")
+    example = example.replace("/var/log/forebay", str(tmp_path))
     has = tomllib.loads(example)
     missing = [("pool", POOLS), ("model", MODEL), ("route", CHAT)]
     file = tmp_path / "forebay.toml"
