@@ -2,10 +2,12 @@
 //!
 //! Exit codes: 0 fine, 1 a run-time failure, 2 wrong usage or configuration.
 
+mod admin;
 mod check;
 mod engine;
 mod key;
 mod run;
+mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,6 +28,8 @@ enum Command {
     Run(run::Run),
     /// Check a configuration as `run` would, and summarise it
     Check(check::Check),
+    /// Show the running daemon's pools and servers
+    Status(status::Status),
     /// Make clients' keys
     #[command(subcommand)]
     Key(key::Command),
@@ -59,6 +63,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(command) => command.run(),
         Command::Check(command) => command.run(),
+        Command::Status(command) => command.run(),
         Command::Key(command) => command.run(),
         Command::Engine(command) => command.run(),
     };

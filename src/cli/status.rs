@@ -1,0 +1,92 @@
+//! `forebay status`: the running daemon's servers as a table.
+//!
+//! No line is longer than a terminal of 80 columns. What a server's state is due to has a line of its own, for it is the
+//! longest, and it is left out where a server is simply well.
+
+mod table;
+
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use http::{Method, StatusCode};
+use jiff::Timestamp;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::Failure;
+use super::admin::{Caller, Whom};
+use table::{Rates, Report, table};
+
+/// From one table to the next.
+const EVERY: Duration = Duration::from_secs(1);
+/// Puts the cursor at the top of an empty screen.
+const CLEAR: &str = "\x1b[2J\x1b[H";
+
+/// Show the running daemon's pools and servers
+///
+/// Asks the daemon's admin listener, which is named by --admin or in the configuration.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  forebay status --admin 127.0.0.1:9180 --watch")]
+pub(super) struct Status {
+    #[command(flatten)]
+    whom: Whom,
+    /// Show it again each second, with requests a second, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+}
+
+// === impl Status ===
+
+impl Status {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|e| Failure::Runtime(e.to_string()))?;
+        runtime.block_on(async {
+            let caller = self.whom.caller()?;
+            let shown = if self.watch { watch(&caller).await } else { once(&caller).await };
+            shown.map_err(Failure::Runtime)
+        })
+    }
+}
+
+async fn once(caller: &Caller) -> Result<(), String> {
+    print(&table(&read(caller).await?, None, Timestamp::now()));
+    Ok(())
+}
+
+async fn watch(caller: &Caller) -> Result<(), String> {
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
+    let (mut before, between) = if io::stdout().is_terminal() { (CLEAR, CLEAR) } else { ("", "\n") };
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut rates = Rates::default();
+    loop {
+        let report = tokio::select! {
+            _ = interrupted.recv() => return Ok(()),
+            report = async { ticks.tick().await; read(caller).await } => report?,
+        };
+        rates.update(&report, Instant::now());
+        let shown = table(&report, Some(&rates), Timestamp::now());
+        if !print(&format!("{before}{shown}")) {
+            return Ok(());
+        }
+        before = between;
+    }
+}
+
+async fn read(caller: &Caller) -> Result<Report, String> {
+    let answer = caller.call(Method::GET, "/status").await?;
+    let strange = "is it forebay's admin listener? `[admin] listen` in its configuration is the address for --admin";
+    if answer.status != StatusCode::OK {
+        return Err(format!("GET /status was answered with {}: {strange}", answer.status.as_u16()));
+    }
+    serde_json::from_slice(&answer.body)
+        .map_err(|e| format!("GET /status was answered with something else ({e}): {strange}"))
+}
+
+/// Whether somebody still reads it.
+fn print(text: &str) -> bool {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_ok()
+}
