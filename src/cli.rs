@@ -4,6 +4,7 @@
 
 mod admin;
 mod check;
+mod demo;
 mod engine;
 mod key;
 mod run;
@@ -30,6 +31,8 @@ enum Command {
     Check(check::Check),
     /// Show the running daemon's pools and servers
     Status(status::Status),
+    /// Try it: stand-in engines and a proxy in front of them, ready to use
+    Demo(demo::Demo),
     /// Make clients' keys
     #[command(subcommand)]
     Key(key::Command),
@@ -64,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Run(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Demo(command) => command.run(),
         Command::Key(command) => command.run(),
         Command::Engine(command) => command.run(),
     };

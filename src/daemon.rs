@@ -99,6 +99,19 @@ impl Daemon {
         Ok(Self { current, observer, reloader, traffic, admin, threads, upstream_idle })
     }
 
+    /// What is in force.
+    #[must_use]
+    pub fn current(&self) -> Arc<Current> {
+        self.current.clone()
+    }
+
+    /// Where it listens, for traffic and for the admin; with port 0, as the system chose.
+    #[must_use]
+    pub fn addresses(&self) -> (Vec<String>, Vec<String>) {
+        let addresses = |all: &[Bound]| all.iter().map(listen::address).collect();
+        (addresses(&self.traffic), addresses(&self.admin))
+    }
+
     /// Serves until it is told to stop and every request is finished or its time is over.
     ///
     /// # Errors

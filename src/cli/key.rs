@@ -107,13 +107,14 @@ fn append(file: &Path, text: &str) -> std::io::Result<()> {
 }
 
 /// 256 random bits, with a prefix by which a leaked one is recognised.
-fn secret() -> Result<String, getrandom::Error> {
+pub(super) fn secret() -> Result<String, getrandom::Error> {
     let mut random = [0; 32];
     getrandom::fill(&mut random)?;
     Ok(format!("fb-{}", hex(&random)))
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes as lower-case digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

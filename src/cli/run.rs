@@ -1,5 +1,6 @@
 //! `forebay run`: the daemon.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,17 +28,21 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let environment: Environment = Arc::new(self.source.environment());
-        let plan =
-            Plan::load(&self.source.config, &*environment).map_err(|faults| Failure::Usage(faults.to_string()))?;
-        let runtime = |e: &dyn std::fmt::Display| Failure::Runtime(e.to_string());
-        let sink = Sink::new(std::io::stderr()).map_err(|e| runtime(&e))?;
-        Logger::install(sink.clone());
-        let metrics = Metrics::new().map_err(|e| runtime(&e))?;
-        let observer = Arc::new(Observer::new(metrics, AccessLog::new(sink.clone())));
-        let daemon = Daemon::bind(self.source.config, environment, plan, observer).map_err(|e| runtime(&e))?;
-        let served = daemon.run();
-        sink.flush(Duration::from_secs(1));
-        served.map_err(|e| runtime(&e))
+        serve(self.source.config.clone(), Arc::new(self.source.environment()), |_| {})
     }
+}
+
+/// Runs what the file says until it is told to stop. `bound` hears of the daemon once it has its sockets.
+pub(super) fn serve(file: PathBuf, environment: Environment, bound: impl FnOnce(&Daemon)) -> Result<(), Failure> {
+    let plan = Plan::load(&file, &*environment).map_err(|faults| Failure::Usage(faults.to_string()))?;
+    let runtime = |e: &dyn std::fmt::Display| Failure::Runtime(e.to_string());
+    let sink = Sink::new(std::io::stderr()).map_err(|e| runtime(&e))?;
+    Logger::install(sink.clone());
+    let metrics = Metrics::new().map_err(|e| runtime(&e))?;
+    let observer = Arc::new(Observer::new(metrics, AccessLog::new(sink.clone())));
+    let daemon = Daemon::bind(file, environment, plan, observer).map_err(|e| runtime(&e))?;
+    bound(&daemon);
+    let served = daemon.run();
+    sink.flush(Duration::from_secs(1));
+    served.map_err(|e| runtime(&e))
 }

@@ -139,9 +139,9 @@ fn above(report: &Report, now: Timestamp) -> Vec<String> {
     };
     let ago = age(&config.last_reload, now);
     if config.faults.is_empty() {
-        lines.push(format!("configuration: {main}{more}, loaded {ago} ago"));
+        lines.push(format!("configuration loaded {ago} ago: {main}{more}"));
     } else {
-        lines.push(format!("configuration: not reloaded {ago} ago, the former goes on; it has faults:"));
+        lines.push(format!("configuration not reloaded {ago} ago; the former goes on, for this one has faults:"));
         lines.extend(config.faults.iter().map(|fault| format!("  {fault}")));
     }
     if !config.restart_needed.is_empty() {
@@ -267,7 +267,7 @@ mod tests {
         let report = report(42, &json!({"llama": {"servers": llama}, "empty": {"servers": [], "queue": 3}}));
         let expected = "\
 forebay 1.2.3, pid 42, up 2d
-configuration: /etc/forebay/forebay.toml, loaded 2h ago
+configuration loaded 2h ago: /etc/forebay/forebay.toml
 
 SERVER  STATE  SINCE  IN FLIGHT  REQUESTS  ERRORS  PROBED
 empty
@@ -290,7 +290,7 @@ llama
         assert_eq!(
             lines(&report)[1..3],
             [
-                "configuration: /etc/forebay/forebay.toml and 1 more, loaded 2h ago",
+                "configuration loaded 2h ago: /etc/forebay/forebay.toml and 1 more",
                 "waits for a restart: [server] listen, [server] threads"
             ]
         );
@@ -298,7 +298,7 @@ llama
         assert_eq!(
             lines(&report)[1..4],
             [
-                "configuration: not reloaded 2h ago, the former goes on; it has faults:",
+                "configuration not reloaded 2h ago; the former goes on, for this one has faults:",
                 "  a.toml:1:2: wrong",
                 "  a.toml:3:4: wrong too"
             ]
