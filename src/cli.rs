@@ -6,6 +6,7 @@ mod admin;
 mod check;
 mod demo;
 mod engine;
+mod explain;
 mod key;
 mod run;
 mod status;
@@ -29,6 +30,8 @@ enum Command {
     Run(run::Run),
     /// Check a configuration as `run` would, and summarise it
     Check(check::Check),
+    /// Say what a request would get under a configuration, and why
+    Explain(explain::Explain),
     /// Show the running daemon's pools and servers
     Status(status::Status),
     /// Try it: stand-in engines and a proxy in front of them, ready to use
@@ -57,6 +60,8 @@ enum Failure {
     Usage(String),
     /// Something failed while running.
     Runtime(String),
+    /// The answer is no, and it was printed already.
+    No,
 }
 
 /// Runs what the arguments say.
@@ -66,6 +71,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(command) => command.run(),
         Command::Check(command) => command.run(),
+        Command::Explain(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Key(command) => command.run(),
@@ -106,6 +112,7 @@ impl Failure {
                 eprintln!("forebay: {said}");
                 ExitCode::from(1)
             }
+            Self::No => ExitCode::from(1),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A phase asks the domain and acts on the verdict; it holds no policy of its own. Whatever goes wrong anywhere reaches
 //! `fail_to_proxy`, the one place that tells the client.
 
-mod admission;
+pub mod admission;
 pub mod body;
 pub mod client;
 pub mod ending;
@@ -276,7 +276,10 @@ impl ProxyHttp for Proxy {
 }
 
 /// Puts the engine's path in place of the client's.
-fn readdress(to: &mut RequestHeader, route: &Route, prefix: &str) -> Result<()> {
+///
+/// # Errors
+/// When Pingora does not take the path.
+pub fn readdress(to: &mut RequestHeader, route: &Route, prefix: &str) -> Result<()> {
     if route.strip_prefix.is_none() && prefix.is_empty() {
         return Ok(());
     }

@@ -82,13 +82,14 @@ impl Keys {
     pub fn authenticate(&self, headers: &HeaderMap, now: SystemTime) -> Result<&Arc<Key>, Refused> {
         let secret = presented(headers).ok_or(Refused::Missing)?;
         let key = self.0.get(&digest(secret)).ok_or(Refused::Unknown)?;
-        if key.disabled {
-            return Err(Refused::Disabled);
-        }
-        if key.expires.is_some_and(|at| at <= now) {
-            return Err(Refused::Expired);
-        }
+        key.check(now)?;
         Ok(key)
+    }
+
+    /// The key of this name.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<&Arc<Key>> {
+        self.0.values().find(|key| &*key.name == name)
     }
 
     /// Whether the secret of any key here is among the credentials, in whatever form: then they must not go on to an engine.
@@ -104,6 +105,20 @@ impl Keys {
 // === impl Key ===
 
 impl Key {
+    /// Whether this key is good now, whatever is asked with it.
+    ///
+    /// # Errors
+    /// [`Refused::Disabled`] or [`Refused::Expired`].
+    pub fn check(&self, now: SystemTime) -> Result<(), Refused> {
+        if self.disabled {
+            return Err(Refused::Disabled);
+        }
+        if self.expires.is_some_and(|at| at <= now) {
+            return Err(Refused::Expired);
+        }
+        Ok(())
+    }
+
     /// Whether this key may ask for a model of this public name.
     #[must_use]
     pub fn may_ask(&self, model: &str) -> bool {

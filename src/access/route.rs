@@ -96,6 +96,17 @@ pub enum NoRoute {
     Ambiguous,
 }
 
+/// Why a route does not serve a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Miss<'r> {
+    /// It serves other paths.
+    Path,
+    /// It serves another host.
+    Host,
+    /// It serves the path, with these methods.
+    Method(&'r [Method]),
+}
+
 // === impl Routes ===
 
 impl Routes {
@@ -110,7 +121,7 @@ impl Routes {
     /// # Errors
     /// [`NoRoute`], with the methods that would have been served where only the method is wrong.
     pub fn find<'p>(&self, host: Option<&str>, path: &'p str, method: &Method) -> Result<Found<'_, 'p>, NoRoute> {
-        let eager = reading(path, Slashes::Decoded)?;
+        let eager = read(path)?;
         let route = self.first(host, &eager, method)?;
         if let Cow::Owned(_) = eager {
             let literal = reading(path, Slashes::AsSent)?;
@@ -128,12 +139,12 @@ impl Routes {
 
     fn first(&self, host: Option<&str>, path: &str, method: &Method) -> Result<&Arc<Route>, NoRoute> {
         let mut served: Vec<Method> = Vec::new();
-        for route in self.0.iter().filter(|route| route.serves(host, path)) {
-            let methods = route.methods_at(path);
-            if methods.is_empty() || methods.contains(method) {
-                return Ok(route);
+        for route in &self.0 {
+            match route.misses(host, path, method) {
+                None => return Ok(route),
+                Some(Miss::Method(methods)) => served.extend_from_slice(methods),
+                Some(Miss::Path | Miss::Host) => {}
             }
-            served.extend_from_slice(methods);
         }
         served.sort_by(|one, other| one.as_str().cmp(other.as_str()));
         served.dedup();
@@ -171,9 +182,17 @@ impl Route {
         }
     }
 
-    fn serves(&self, host: Option<&str>, path: &str) -> bool {
-        self.path.matches(path)
-            && self.host.as_ref().is_none_or(|pattern| host.is_some_and(|host| pattern.matches(host)))
+    /// Why this route does not serve a request for a path as [`read`] gives it; `None`: it does.
+    #[must_use]
+    pub fn misses(&self, host: Option<&str>, path: &str, method: &Method) -> Option<Miss<'_>> {
+        if !self.path.matches(path) {
+            return Some(Miss::Path);
+        }
+        if self.host.as_ref().is_some_and(|pattern| !host.is_some_and(|host| pattern.matches(host))) {
+            return Some(Miss::Host);
+        }
+        let methods = self.methods_at(path);
+        (!methods.is_empty() && !methods.contains(method)).then_some(Miss::Method(methods))
     }
 
     /// The methods served at `path`; empty: any.
@@ -260,6 +279,14 @@ enum Slashes {
     Decoded,
     /// As three characters of a segment.
     AsSent,
+}
+
+/// The path under which a route is looked for: as the most eager server reads it.
+///
+/// # Errors
+/// [`NoRoute::Ambiguous`].
+pub fn read(path: &str) -> Result<Cow<'_, str>, NoRoute> {
+    reading(path, Slashes::Decoded)
 }
 
 /// The path with its escapes resolved and its empty segments gone.

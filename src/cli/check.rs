@@ -70,12 +70,13 @@ fn summary(plan: &Plan) -> String {
     said
 }
 
-fn methods(route: &Route) -> String {
+/// The route's methods before its path; nothing for any.
+pub(super) fn methods(route: &Route) -> String {
     if route.methods.is_empty() { String::new() } else { format!("{} ", joined(&route.methods)) }
 }
 
 /// As many lines as fit the screen beside the others.
-fn some(all: impl Iterator<Item = String>) -> Vec<String> {
+pub(super) fn some(all: impl Iterator<Item = String>) -> Vec<String> {
     const SHOWN: usize = 8;
     let mut all: Vec<String> = all.collect();
     let rest = all.split_off(all.len().min(SHOWN)).len();
@@ -84,7 +85,7 @@ fn some(all: impl Iterator<Item = String>) -> Vec<String> {
 }
 
 /// A list that fits the screen.
-fn joined<T: Display>(all: impl IntoIterator<Item = T>) -> String {
+pub(super) fn joined<T: Display>(all: impl IntoIterator<Item = T>) -> String {
     const SHOWN: usize = 6;
     let all: Vec<String> = all.into_iter().map(|one| one.to_string()).collect();
     let rest = all.len().saturating_sub(SHOWN);

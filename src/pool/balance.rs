@@ -7,13 +7,13 @@ pub mod round_robin;
 use std::fmt;
 use std::net::IpAddr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Makes [`Balance`] of the selectors there are: each by its type, whose name in kebab-case is the one in the configuration.
 macro_rules! selectors {
     ($($(#[$doc:meta])* $file:ident::$selector:ident,)*) => {
         /// The rule that picks a server, by its name in the configuration.
-        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
         #[serde(rename_all = "kebab-case")]
         pub enum Balance {
             $($(#[$doc])* $selector,)*

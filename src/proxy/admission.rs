@@ -12,8 +12,9 @@ use super::client::{self, Body};
 use super::exchange::Exchange;
 use super::rejection::Rejection;
 use super::{Proxy, body, headers, listing};
-use crate::access::Model;
 use crate::access::route::{Auth, NoRoute, Target};
+use crate::access::{Key, Model, Route};
+use crate::config::plan::Plan;
 use crate::live::Live;
 use crate::pool::PoolId;
 use crate::prompt::Dialect;
@@ -25,17 +26,14 @@ impl Proxy {
         let live = x.live.clone();
         let header = session.req_header();
         let path = header.uri.path();
-        let reads = matches!(header.method, Method::GET | Method::HEAD);
-        if path == "/health" && reads {
+        if asks_health(path, &header.method) {
             x.recorded = false;
             return self.health(session).await;
         }
         let found = live.plan.routes.find(headers::host(header), path, &header.method).map_err(no_route)?;
         let route = x.admitted.route.insert(found.route.clone()).clone();
         x.answer.dialect = Dialect::of(route.stripped(&found.path).unwrap_or_default());
-        if route.stripped(path).is_none() {
-            return Err(Rejection::Malformed("its path does not keep the route's prefix").into());
-        }
+        keeps_prefix(&route, path)?;
         match route.auth {
             Auth::None => x.admitted.credentials_pass = !live.plan.keys.know(&header.headers),
             Auth::Key => {
@@ -46,7 +44,7 @@ impl Proxy {
                 }
             }
         }
-        if let (Some(listed), true) = (route.lists_models(&found.path), reads) {
+        if let (Some(listed), true) = (route.lists_models(&found.path), reads(&header.method)) {
             let listed = listed.map(str::to_owned);
             return self.list(session, x, listed.as_deref()).await;
         }
@@ -68,7 +66,7 @@ impl Proxy {
         x.admitted.came_in = asked.elapsed();
         x.admitted.body = body.len();
         let prompt = scan(&body).map_err(Rejection::Unreadable)?;
-        let model = model(&live, x, &prompt.model)?;
+        let model = model(&live.plan, x.admitted.key.as_deref(), &prompt.model)?;
         let pool = live.pool(model.pool);
         let body = match &model.upstream {
             Some(name) => rename(&body, &prompt.model_span, name),
@@ -98,7 +96,7 @@ impl Proxy {
         let live = x.live.clone();
         let body = match id {
             None => listing::all(&live.plan, x.admitted.key.as_deref()),
-            Some(id) => listing::one(&live.plan, &*model(&live, x, id)?, id),
+            Some(id) => listing::one(&live.plan, &*model(&live.plan, x.admitted.key.as_deref(), id)?, id),
         };
         let mut header = listing::header(&body)?;
         header.insert_header(headers::REQUEST_ID, x.request_id())?;
@@ -117,16 +115,46 @@ impl Proxy {
     }
 }
 
+// === what `forebay explain` asks too ===
+
+/// Whether a request is for the health of forebay itself, which needs no route and no key.
+#[must_use]
+pub fn asks_health(path: &str, method: &Method) -> bool {
+    path == "/health" && reads(method)
+}
+
+/// Whether a request with this method changes nothing.
+#[must_use]
+pub fn reads(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+/// That a path as it was sent keeps what the route takes off.
+///
+/// # Errors
+/// [`Rejection::Malformed`].
+pub fn keeps_prefix(route: &Route, path: &str) -> Result<(), Rejection> {
+    match route.stripped(path) {
+        Some(_) => Ok(()),
+        None => Err(Rejection::Malformed("its path does not keep the route's prefix")),
+    }
+}
+
 /// The model of this name, if the request's key may ask it.
-fn model(live: &Live, x: &Exchange, name: &str) -> Result<Arc<Model>, Rejection> {
-    let model = live.plan.models.find(name).ok_or_else(|| Rejection::UnknownModel(name.into()))?;
-    match &x.admitted.key {
+///
+/// # Errors
+/// [`Rejection::UnknownModel`] or [`Rejection::ModelNotAllowed`].
+pub fn model(plan: &Plan, key: Option<&Key>, name: &str) -> Result<Arc<Model>, Rejection> {
+    let model = plan.models.find(name).ok_or_else(|| Rejection::UnknownModel(name.into()))?;
+    match key {
         Some(key) if !key.may_ask(name) => Err(Rejection::ModelNotAllowed(name.into())),
         _ => Ok(model.clone()),
     }
 }
 
-fn no_route(no_route: NoRoute) -> Rejection {
+/// Why nothing is served, as the client is told.
+#[must_use]
+pub fn no_route(no_route: NoRoute) -> Rejection {
     match no_route {
         NoRoute::Unknown => Rejection::NoRoute,
         NoRoute::Method(methods) => Rejection::MethodNotAllowed(methods),
