@@ -53,8 +53,8 @@ pub struct Daemon {
     upstream_idle: usize,
 }
 
-/// The signals that the daemon acts on.
-struct Signals {
+/// The signals that the daemon acts on, once they are installed.
+pub struct Signals {
     term: Signal,
     int: Signal,
     hup: Signal,
@@ -112,21 +112,22 @@ impl Daemon {
         (addresses(&self.traffic), addresses(&self.admin))
     }
 
-    /// Serves until it is told to stop and every request is finished or its time is over.
+    /// Serves until it is told to stop and every request is finished or its time is over. Told by `early`, if there is something
+    /// to clean up should a signal come before it listens to them itself.
     ///
     /// # Errors
     /// A line that says why it could not start.
-    pub fn run(self) -> Result<(), String> {
+    pub fn run(self, early: Option<Signals>) -> Result<(), String> {
         let runtime = runtime(self.threads).map_err(|e| format!("cannot start: {e}"))?;
         let listens: Vec<_> = self.traffic.iter().chain(&self.admin).map(|bound| bound.listen.clone()).collect();
-        let served = runtime.block_on(self.serve()).map_err(|e| format!("cannot start: {e}"));
+        let served = runtime.block_on(self.serve(early)).map_err(|e| format!("cannot start: {e}"));
         runtime.shutdown_timeout(CUT);
         listens.iter().for_each(listen::remove);
         served
     }
 
-    async fn serve(self) -> io::Result<()> {
-        let mut signals = Signals::install()?;
+    async fn serve(self, early: Option<Signals>) -> io::Result<()> {
+        let mut signals = early.map_or_else(Signals::install, Ok)?;
         let current = self.current.clone();
         let reloader = self.reloader.clone();
         let (mut doors, _admin) = self.open(); // the admin's stay open to the end
@@ -205,7 +206,11 @@ impl Doors {
 // === impl Signals ===
 
 impl Signals {
-    fn install() -> io::Result<Self> {
+    /// Listens to them from now on. To be called inside a runtime, which has to live on.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn install() -> io::Result<Self> {
         Ok(Self {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,

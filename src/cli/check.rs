@@ -50,14 +50,7 @@ fn summary(plan: &Plan) -> String {
         format!("{}: {servers}; probed by {probe}", pool.name)
     });
     let models = plan.models.iter().map(|model| format!("{} by pool {}", model.name, plan.pools[model.pool.0].name));
-    let routes = plan.routes.iter().map(|route| {
-        let to = match route.target {
-            Target::Model => "by model".to_owned(),
-            Target::Pool(pool) => format!("to pool {}", plan.pools[pool.0].name),
-        };
-        let host = route.host.as_ref().map_or(String::new(), ToString::to_string);
-        format!("{}: {}{host}{} {to}", route.name, methods(route), route.path)
-    });
+    let routes = plan.routes.iter().map(|found| route(plan, found));
     for (what, all) in [("pool", some(pools)), ("model", some(models)), ("route", some(routes))] {
         all.into_iter().for_each(|one| line(what, one));
     }
@@ -70,9 +63,15 @@ fn summary(plan: &Plan) -> String {
     said
 }
 
-/// The route's methods before its path; nothing for any.
-pub(super) fn methods(route: &Route) -> String {
-    if route.methods.is_empty() { String::new() } else { format!("{} ", joined(&route.methods)) }
+/// What a route serves, and where it goes.
+pub(super) fn route(plan: &Plan, route: &Route) -> String {
+    let to = match route.target {
+        Target::Model => "by model".to_owned(),
+        Target::Pool(pool) => format!("to pool {}", plan.pools[pool.0].name),
+    };
+    let host = route.host.as_ref().map_or(String::new(), ToString::to_string);
+    let methods = if route.methods.is_empty() { String::new() } else { format!("{} ", joined(&route.methods)) };
+    format!("{}: {methods}{host}{} {to}", route.name, route.path)
 }
 
 /// As many lines as fit the screen beside the others.

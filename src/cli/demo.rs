@@ -22,7 +22,7 @@ use uuid::Uuid;
 use super::key::{hex, secret};
 use super::{Failure, run};
 use crate::access::key::digest;
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Signals};
 use crate::engine::{self, Options};
 use crate::live::Current;
 use welcome::Welcome;
@@ -75,12 +75,15 @@ impl Demo {
         let failed = |what: &'static str| move |e: io::Error| Failure::Runtime(format!("{what}: {e}"));
         let engines = Engines::start(Engine::all(self.engines)).map_err(failed("cannot start the engines"))?;
         let secret = secret().map_err(|e| Failure::Runtime(format!("no randomness: {e}")))?;
+        // Before there is anything to clean up: a signal ends the daemon then, and not the process.
+        let signals = engines.runtime.block_on(async { Signals::install() }).map_err(failed("cannot hear signals"))?;
         let folder = Folder::make().map_err(failed("cannot make a folder for the demo's file"))?;
         let file = folder.0.join("forebay.toml");
         let configuration = configuration(self.listen, self.admin(), &engines.all, &secret);
         fs::write(&file, configuration).map_err(failed("cannot write the demo's file"))?;
         let environment = Arc::new(|name: &str| std::env::var(name).ok());
-        let served = run::serve(file.clone(), environment, |daemon| engines.announce(daemon, secret, file));
+        let served =
+            run::serve(file.clone(), environment, Some(signals), |daemon| engines.announce(daemon, secret, file));
         served.map_err(|failure| match failure {
             Failure::Runtime(why) if why.starts_with("cannot listen") => {
                 Failure::Runtime(format!("{why}; with --listen 127.0.0.1:0 the system picks a port"))

@@ -12,8 +12,8 @@ use http::header::HOST;
 use pingora::http::RequestHeader;
 use serde_json::json;
 
-use super::check::{joined, methods, some};
-use super::{Failure, Source};
+use super::check::{joined, some};
+use super::{Failure, Source, check};
 use crate::access::key::Refused;
 use crate::access::route::{Auth, Miss, Target, read};
 use crate::access::{Key, Route};
@@ -177,15 +177,11 @@ impl Steps<'_> {
             self.line("path", format!("{path_read} is what it is read as"));
         }
         for route in self.plan.routes.iter() {
+            let Some(miss) = route.misses(host, &path_read, method) else {
+                return self.line("route", check::route(self.plan, route));
+            };
             let Route { name, path, .. } = &**route;
             let host_pattern = route.host.as_ref().map_or(String::new(), ToString::to_string);
-            let Some(miss) = route.misses(host, &path_read, method) else {
-                let to = match route.target {
-                    Target::Model => "by model".to_owned(),
-                    Target::Pool(pool) => format!("to pool {}", self.plan.pools[pool.0].name),
-                };
-                return self.line("route", format!("{name}: {}{host_pattern}{path} {to}", methods(route)));
-            };
             let why = match miss {
                 Miss::Path => format!("serves the path {path}"),
                 Miss::Host if host.is_none() => format!("serves the host {host_pattern}, and --host names none"),
@@ -255,7 +251,8 @@ impl Steps<'_> {
         self.line("engine", format!("is asked {} {path}", self.header.method));
         self.line("body", format!("at most {}", size(self.plan.server.max_body)));
         self.line("timeouts", format!("connect {}, first_byte {}", time(pool.connect), time(pool.first_byte)));
-        let streamed = if route.target == Target::Model { "" } else { ", and only while none was reached" };
+        let streamed =
+            if route.target == Target::Model { "" } else { "; one with a body, only until a server is reached" };
         self.line("attempts", format!("{} at most{streamed}", pool.attempts));
         Ok(format!("to pool {}", pool.name))
     }

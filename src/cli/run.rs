@@ -8,8 +8,8 @@ use clap::Args;
 
 use super::{Failure, Source};
 use crate::config::plan::Plan;
-use crate::daemon::Daemon;
 use crate::daemon::reload::Environment;
+use crate::daemon::{Daemon, Signals};
 use crate::observe::logger::Logger;
 use crate::observe::sink::Sink;
 use crate::observe::{AccessLog, Metrics, Observer};
@@ -28,12 +28,18 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn run(self) -> Result<(), Failure> {
-        serve(self.source.config.clone(), Arc::new(self.source.environment()), |_| {})
+        serve(self.source.config.clone(), Arc::new(self.source.environment()), None, |_| {})
     }
 }
 
-/// Runs what the file says until it is told to stop. `bound` hears of the daemon once it has its sockets.
-pub(super) fn serve(file: PathBuf, environment: Environment, bound: impl FnOnce(&Daemon)) -> Result<(), Failure> {
+/// Runs what the file says until it is told to stop, by the signals that are installed already if they are. `bound` hears of the
+/// daemon once it has its sockets.
+pub(super) fn serve(
+    file: PathBuf,
+    environment: Environment,
+    early: Option<Signals>,
+    bound: impl FnOnce(&Daemon),
+) -> Result<(), Failure> {
     let plan = Plan::load(&file, &*environment).map_err(|faults| Failure::Usage(faults.to_string()))?;
     let runtime = |e: &dyn std::fmt::Display| Failure::Runtime(e.to_string());
     let sink = Sink::new(std::io::stderr()).map_err(|e| runtime(&e))?;
@@ -42,7 +48,7 @@ pub(super) fn serve(file: PathBuf, environment: Environment, bound: impl FnOnce(
     let observer = Arc::new(Observer::new(metrics, AccessLog::new(sink.clone())));
     let daemon = Daemon::bind(file, environment, plan, observer).map_err(|e| runtime(&e))?;
     bound(&daemon);
-    let served = daemon.run();
+    let served = daemon.run(early);
     sink.flush(Duration::from_secs(1));
     served.map_err(|e| runtime(&e))
 }

@@ -129,6 +129,16 @@ def test_a_stream_does_not_hold_up_the_end(tmp_path):
             demo.ends(signal.SIGINT)
 
 
+def test_a_signal_leaves_nothing_behind_even_before_it_is_ready(tmp_path):
+    with Demo(tmp_path, "--listen", "127.0.0.1:0") as demo:
+        deadline = time.monotonic() + DEADLINE
+        while not any(demo.temporary.iterdir()):  # as soon as there is something to leave
+            assert time.monotonic() < deadline
+        demo.popen.send_signal(signal.SIGINT)
+        assert demo.popen.wait(timeout=DEADLINE) == 0
+        assert list(demo.temporary.iterdir()) == []
+
+
 def test_a_port_in_use_is_one_line_and_leaves_nothing(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

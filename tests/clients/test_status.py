@@ -1,5 +1,7 @@
 """`forebay status` shows the servers of a running daemon, wherever its admin listener is."""
 
+import os
+import pty
 import signal
 import subprocess
 
@@ -122,3 +124,20 @@ def test_watch_shows_it_each_second_with_rates_until_it_is_interrupted(world):
     assert {row[5] for row in rows(tables[0])} == {"-"}
     rates = [float(row[5]) for table in tables[1:3] for row in rows(table)]
     assert any(0 < rate <= 2 for rate in rates), rates
+
+
+def test_watch_redraws_a_terminal(world):
+    ours, terminal = pty.openpty()
+    command = [BINARY, "status", "--admin", f"127.0.0.1:{world.forebay.admin}", "--watch"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=terminal) as watching:
+        try:
+            shown = ""
+            while shown.count("\x1b[2J\x1b[H") < 2:
+                shown += os.read(ours, 4096).decode()
+            watching.send_signal(signal.SIGINT)
+            assert watching.wait(timeout=20) == 0
+        finally:
+            watching.kill()
+            os.close(terminal)
+            os.close(ours)
+    assert shown.startswith("\x1b[2J\x1b[Hforebay ")
