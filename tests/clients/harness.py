@@ -178,6 +178,11 @@ class Forebay(Process):
     def metrics(self):
         return Metrics(ask(self.admin, "/metrics").body.decode())
 
+    def in_flight(self, pool):
+        """How many requests the pool's engines are answering."""
+        servers = ask(self.admin, "/status").json()["pools"][pool]["servers"]
+        return sum(server["in_flight"] for server in servers)
+
     def records(self):
         """The access log's records so far."""
         lines = [line for line in self.stderr().split("\n")[:-1] if line]

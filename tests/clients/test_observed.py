@@ -100,12 +100,12 @@ def test_ready_comes_with_its_reasons(world):
     assert isinstance(ask(world.forebay.admin, "/readyz").json(), dict)
 
 
-def test_the_status_shows_every_server_up(world):
+def test_the_status_shows_the_state_of_every_server(world):
     status = ask(world.forebay.admin, "/status", headers={"accept": "application/json"}).json()
     assert {"pid", "version", "started", "config", "pools", "models", "keys"} <= set(status)
     assert status["pid"] == world.forebay.popen.pid
     states = {name: [server["state"] for server in pool["servers"]] for name, pool in status["pools"].items()}
-    assert states == {"fast": ["up", "up"], "slow": ["up"]}
+    assert states == {"fast": ["up", "up"], "slow": ["up"], "dead": ["down"]}
 
 
 @pytest.mark.parametrize("path", ["/status", "/metrics", "/readyz"])

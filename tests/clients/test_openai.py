@@ -1,13 +1,18 @@
 """What the official OpenAI client gets through forebay when all is well."""
 
+import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
+import openai
 import pytest
 from conftest import MARK
+from harness import until
 
 PROMPT = [{"role": "user", "content": f"Say something. {MARK}"}]
+# The stand-in engine says again what it was asked: a minute's answer at 20 tokens a second.
+LONG = [{"role": "user", "content": f"{MARK} " * 1200}]
 
 
 def test_a_chat_is_answered(client):
@@ -63,7 +68,7 @@ def test_embeddings_are_vectors_of_one_length(client):
 @pytest.mark.parametrize(
     ("key", "models"),
     [
-        ("everything", {"demo", "acme/tiny", "renamed", "slow"}),
+        ("everything", {"demo", "acme/tiny", "renamed", "slow", "dead"}),
         ("demo-only", {"demo"}),
         ("acme-only", {"acme/tiny"}),
     ],
@@ -120,3 +125,65 @@ def test_every_answer_carries_a_request_id(client):
         model="demo", messages=PROMPT, extra_headers={"x-request-id": "chosen-by-the-client-1"}
     )
     assert chosen._request_id == "chosen-by-the-client-1"
+
+
+def until_in_flight(world, count):
+    until(f"{count} in flight at the slow engine", lambda: world.forebay.in_flight("slow") == count)
+
+
+def test_a_stream_that_its_client_closes_frees_the_engine(world, client):
+    stream = client.chat.completions.create(model="slow", messages=LONG, stream=True)
+    assert next(stream).choices
+    until_in_flight(world, 1)
+    stream.close()
+    until_in_flight(world, 0)
+
+
+def test_a_stream_that_its_engine_breaks_off_is_an_error(fragile):
+    with fragile.client() as client:
+        stream = client.chat.completions.create(model="any", messages=LONG, stream=True)
+        assert next(stream).choices
+        fragile.engine.popen.kill()
+        with pytest.raises(openai.APIError) as broken:
+            list(stream)
+        assert broken.value.code == "upstream_unavailable"
+
+
+# === the asynchronous client ===
+
+
+def test_the_asynchronous_client_gets_chats_streams_with_usage_and_embeddings(world):
+    async def talk():
+        async with world.async_client() as client:
+            chats, create = client.chat.completions, client.embeddings.create
+            chat, stream, embeddings = await asyncio.gather(
+                chats.create(model="demo", messages=PROMPT),
+                chats.create(
+                    model="demo", messages=PROMPT, stream=True, stream_options={"include_usage": True}
+                ),
+                create(model="demo", input=[f"a {MARK}"]),
+            )
+            return chat, [chunk async for chunk in stream], embeddings
+
+    chat, chunks, embeddings = asyncio.run(talk())
+    said = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+    assert said == chat.choices[0].message.content
+    assert [chunk.usage for chunk in chunks if chunk.usage] == [chat.usage]
+    assert embeddings.data[0].embedding
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_is_cancelled_frees_the_engine(world, stream):
+    async def listen():
+        async with world.async_client() as client:
+            answer = await client.chat.completions.create(model="slow", messages=LONG, stream=stream)
+            return [chunk async for chunk in answer]
+
+    async def cancel():
+        call = asyncio.create_task(listen())
+        await asyncio.to_thread(until_in_flight, world, 1)
+        call.cancel()
+        await asyncio.to_thread(until_in_flight, world, 0)
+        assert call.cancelled()
+
+    asyncio.run(cancel())

@@ -83,6 +83,14 @@ def test_a_body_without_a_model_is_a_bad_request_error(client):
     assert refused.value.type == "invalid_request_error"
 
 
+def test_a_model_without_a_usable_engine_is_an_internal_server_error_that_says_when_to_come_again(client):
+    with pytest.raises(openai.InternalServerError) as refused:
+        chat(client, model="dead")
+    assert (refused.value.status_code, refused.value.code) == (503, "no_healthy_upstream")
+    assert refused.value.type == "overloaded_error"
+    assert int(refused.value.response.headers["retry-after"]) >= 1
+
+
 BAD_BODIES = {
     "not JSON": (b"hello", {}, 400, "invalid_json"),
     "cut off": (CHAT[:-1], {}, 400, "invalid_json"),
