@@ -1,12 +1,19 @@
 //! Clients that are slow, silent, many or mad, and everybody else meanwhile.
 
 use std::io;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{RngAlgorithm, TestRng};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::task::JoinSet;
 
 use crate::configuration::{Configuration, SECRET};
 use crate::harness::{Engine, Forebay, until};
@@ -93,6 +100,69 @@ fn who_does_not_send_a_header_in_time_is_closed_and_everybody_else_is_served() {
     });
     assert!(stream.end_stream().expect("a whole stream"), "a stream longer than every limit");
     assert_eq!(forebay.client().chat("m").expect("an answer").status, 200);
+}
+
+/// How long a connection stays open since then; what comes on it is dropped.
+async fn closed_since(mut reader: OwnedReadHalf, since: Instant) -> Duration {
+    let mut dropped = [0; 256];
+    while reader.read(&mut dropped).await.is_ok_and(|length| length > 0) {}
+    since.elapsed()
+}
+
+/// Writes a header's bytes, each to all of them in turn.
+async fn drip(mut clients: Vec<OwnedWriteHalf>) {
+    let header = format!("GET /health HTTP/1.1\r\n{}", "x: yz\r\n".repeat(1000));
+    for byte in header.bytes() {
+        for client in &mut clients {
+            let _ = client.write_all(&[byte]).await; // a closed one takes no more
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await; // the clients' pace
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_silent_and_dripping_connections_are_closed_in_time_and_everybody_else_is_served() {
+    // Open files for them, in this process and in the daemon that it starts.
+    let me = std::process::id().to_string();
+    let room = Command::new("prlimit").args(["--pid", &me, "--nofile=4096:"]).status().expect("`prlimit` runs");
+    assert!(room.success(), "the hard limit of open files is below 4,096");
+    let engine = Engine::start("e", &[]);
+    let forebay = Forebay::ready(&Configuration::of(&[&engine.address]).server("header_timeout = \"5s\""));
+    let (mut held, mut dripping, mut silent) = (JoinSet::new(), Vec::new(), Vec::new());
+    for n in 0..1000 {
+        let since = Instant::now();
+        let stream = TcpStream::connect(forebay.traffic()).await.expect("a connection");
+        let (reader, writer) = stream.into_split();
+        held.spawn(closed_since(reader, since));
+        if n % 2 == 0 { dripping.push(writer) } else { silent.push(writer) }
+    }
+    let dripping = tokio::spawn(drip(dripping));
+    until("all are open", || (forebay.metric("process_open_fds") > Some(1000.0)).then_some(()));
+    let over = Arc::new(AtomicBool::new(false));
+    let others: Vec<_> = (0..4)
+        .map(|_| {
+            let (address, over) = (forebay.traffic().to_owned(), over.clone());
+            tokio::task::spawn_blocking(move || {
+                let mut served = 0;
+                while !over.load(Relaxed) {
+                    let asked = Instant::now();
+                    assert_eq!(Client::connect(&address).chat("m").expect("an answer").status, 200);
+                    assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+                    served += 1;
+                }
+                served
+            })
+        })
+        .collect();
+    while let Some(took) = held.join_next().await {
+        let took = took.expect("no panic");
+        assert!(took >= Duration::from_millis(4950) && took < Duration::from_secs(10), "{took:?}");
+    }
+    over.store(true, Relaxed);
+    dripping.abort();
+    for other in others {
+        assert!(other.await.expect("every answer in time") > 10);
+    }
 }
 
 #[test]

@@ -10,6 +10,9 @@ use crate::configuration::{Configuration, SECRET};
 use crate::harness::{Engine, Folder, Forebay, until};
 use crate::http::{Client, canned};
 
+/// The secret of a second key that is always there while others come and go.
+const OTHER: &str = "fb-the-other-secret-of-the-tests";
+
 #[test]
 fn a_reload_puts_models_keys_and_pools_in_force_at_once() {
     let (first, second) = (Engine::start("first", &[]), Engine::start("second", &[]));
@@ -196,24 +199,24 @@ fn a_new_server_is_not_used_before_it_was_probed() {
 }
 
 #[test]
-fn thirty_reloads_under_load_fail_no_request_and_break_no_stream() {
-    let engines: Vec<Engine> =
-        (0..3).map(|n| Engine::start(&format!("e{n}"), &["--tokens-per-second", "200"])).collect();
+fn a_hundred_reloads_under_load_fail_no_request_and_break_neither_stream_nor_connection() {
+    let engines: Vec<Engine> = (0..4)
+        .map(|n| Engine::start(&format!("e{n}"), &["--tokens-per-second", "200", "--first-token", "40"]))
+        .collect();
     let forebay = Forebay::ready(&shape(&engines, 0));
     let address = forebay.traffic();
     let (over, served, streamed) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
-        let talks: Vec<_> = (0..16)
-            .map(|_| {
-                scope.spawn(|| -> io::Result<()> {
+        let talks: Vec<_> = (0..32)
+            .map(|n| {
+                let (over, served) = (&over, &served);
+                let (secret, model) = if n % 2 == 0 { (SECRET, "m") } else { (OTHER, "n") };
+                scope.spawn(move || -> io::Result<()> {
                     let mut client = Client::connect(address);
                     while !over.load(Ordering::Relaxed) {
-                        let answer = client.chat("m")?;
-                        assert_eq!(answer.status, 200, "{}", answer.text());
+                        let answer = client.chat_as(secret, model)?;
+                        assert_eq!((answer.status, answer.closes()), (200, false), "{}", answer.text());
                         served.fetch_add(1, Ordering::Relaxed);
-                        if answer.closes() {
-                            client = Client::connect(address);
-                        }
                     }
                     Ok(())
                 })
@@ -232,7 +235,7 @@ fn thirty_reloads_under_load_fail_no_request_and_break_no_stream() {
                 })
             })
             .collect();
-        for n in 1..=30 {
+        for n in 1..=100 {
             let before = served.load(Ordering::Relaxed);
             forebay.rewrite(&shape(&engines, n));
             forebay.reload();
@@ -244,11 +247,12 @@ fn thirty_reloads_under_load_fail_no_request_and_break_no_stream() {
             talk.join().expect("no failed request").expect("no broken connection");
         }
     });
-    assert_eq!(forebay.reloads("success"), 30.0);
+    assert_eq!((forebay.reloads("success"), forebay.reloads("failure")), (100.0, 0.0));
     assert!(streamed.load(Ordering::Relaxed) > 4);
     let in_flight = || {
-        let pool = forebay.status()["pools"]["p"]["servers"].as_array().cloned()?;
-        pool.iter().all(|server| server["in_flight"] == 0).then_some(())
+        let pools = forebay.status()["pools"].as_object().cloned()?;
+        let mut servers = pools.values().flat_map(|pool| pool["servers"].as_array().expect("a list"));
+        servers.all(|server| server["in_flight"] == 0).then_some(())
     };
     until("every lease is given back", in_flight);
 }
@@ -278,16 +282,28 @@ fn a_model_that_moves_to_a_new_pool_is_served_without_a_gap() {
     });
 }
 
-/// Configurations that differ in servers, their weights and order, in another pool, in keys and in models.
+/// Configurations that differ in pools, models and keys. Always there are the models `m` and `n`, each with its key; both move
+/// from one half of the engines to the other each time.
 fn shape(engines: &[Engine], n: usize) -> Configuration {
-    let mut servers: Vec<&str> = engines.iter().map(|engine| &*engine.address).collect();
-    servers.rotate_left(n % 3);
-    servers.truncate(2 + n % 2);
-    let mut configuration = Configuration::of(&servers);
+    let addresses: Vec<&str> = engines.iter().map(|engine| &*engine.address).collect();
+    let (these, those) = addresses.split_at(2);
+    let (mut servers, more) = if n.is_multiple_of(2) { (these.to_vec(), those) } else { (those.to_vec(), these) };
+    servers.rotate_left(n / 2 % 2);
+    let second = ["q", "r", "s"][n % 3];
+    let mut configuration = Configuration::empty()
+        .pool("p", &servers, "")
+        .pool(second, &servers[..1 + n / 4 % 2], "")
+        .model("m", "p")
+        .model("n", second)
+        .key("tester", SECRET, "[\"m\"]")
+        .key("other", OTHER, "[\"n\"]");
     if !n.is_multiple_of(4) {
-        configuration = configuration.pool("a-other", &servers[..1], "").model(&format!("x-{n}"), "a-other");
+        configuration = configuration.pool("a-third", more, "").model(&format!("x-{n}"), "a-third");
     }
-    configuration.key("changing", &n.to_string(), "[\"m\"]")
+    if !n.is_multiple_of(3) {
+        configuration = configuration.key("changing", &n.to_string(), "[\"m\"]");
+    }
+    configuration
 }
 
 // --- POST /reload ---

@@ -437,7 +437,9 @@ impl Http2 {
     async fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        let (sender, connection) = soon("an HTTP/2 handshake", h2::client::handshake(stream)).await.unwrap();
+        // As real clients have it: the connection's window is wider than a stream's, so that one that is not read leaves room.
+        let wide = h2::client::Builder::new().initial_connection_window_size(1 << 20).handshake(stream);
+        let (sender, connection) = soon("an HTTP/2 handshake", wide).await.unwrap();
         let driver = tokio::spawn(async move {
             let _ = connection.await; // its streams tell what went wrong
         });

@@ -1,8 +1,10 @@
 //! Answers pass as they come: every event at once, every byte as it is.
 
-use crate::client::{Client, Http1, VERSIONS, Version, prompt, request};
-use crate::harness::{SECRET, in_front_of, pool};
-use crate::upstream::{Engine, Gate, Reply};
+use futures::future::join_all;
+
+use crate::client::{Answer, Client, Http1, VERSIONS, Version, prompt, request};
+use crate::harness::{SECRET, eventually, in_front_of, pool};
+use crate::upstream::{Asked, Engine, Gate, Reply};
 
 #[tokio::test]
 async fn each_event_reaches_the_client_before_the_engine_writes_the_next() {
@@ -253,6 +255,49 @@ async fn many_streams_on_one_http2_connection_do_not_hold_each_other_up() {
         let rest = answer.whole().await;
         assert_eq!((rest.text(), rest.complete), ("data: [DONE]\n\n", true));
     }
+}
+
+#[tokio::test]
+async fn neither_a_stream_that_stalls_nor_one_that_is_not_read_holds_the_others_of_its_connection_up() {
+    let (gate, stuck) = (Gate::new(), Gate::new());
+    let events = "data: 0123456789abcdef\n\n".repeat(2000);
+    let slow = Reply::events().chunk("data: 1\n\n").wait(&gate).chunk(&events).chunk("data: [DONE]\n\n").last();
+    let stalls = Reply::events().chunk("data: 1\n\n").wait(&stuck).chunk("data: [DONE]\n\n").last();
+    let large = Reply::events().chunk(&events.repeat(100)).chunk("data: [DONE]\n\n").last();
+    let replies = [("stalls", stalls), ("large", large), ("slow", slow)];
+    let script = move |asked: &Asked| {
+        let body = asked.body();
+        let wanted = replies.iter().find(|(name, _)| body.ends_with(format!("\"{name}\"}}").as_bytes()));
+        wanted.expect("a name").1.clone()
+    };
+    let engines = [Engine::new(script.clone()).await, Engine::new(script.clone()).await, Engine::new(script).await];
+    let forebay = in_front_of(&engines.each_ref()).start().await;
+    let Client::H2(mut http2) = Client::connect(&forebay, Version::H2).await else { unreachable!() };
+    let mut start = async |name| {
+        let body = format!("{{\"model\":\"m\",\"user\":\"{name}\"}}");
+        http2.start(&prompt().body(body)).await.answer().await
+    };
+    let mut stalled = start("stalls").await;
+    assert_eq!(stalled.event().await.as_deref(), Some("data: 1\n\n"));
+    let unread = start("large").await;
+    let mut others = Vec::new();
+    for _ in 0..99 {
+        others.push(start("slow").await);
+    }
+    for answer in &mut others {
+        assert_eq!(answer.event().await.as_deref(), Some("data: 1\n\n"));
+    }
+    let in_flight = || (0..3).map(|n| forebay.server(n).in_flight()).sum::<u32>();
+    assert_eq!(in_flight(), 101);
+    (0..99).for_each(|_| gate.open());
+    for rest in join_all(others.into_iter().map(Answer::whole)).await {
+        assert!(rest.complete && rest.text() == format!("{events}data: [DONE]\n\n"), "{}", rest.body.len());
+    }
+    eventually("only two are in flight", || (in_flight() == 2).then_some(())).await;
+    stuck.open();
+    let (stalled, unread) = (stalled.whole().await, unread.whole().await);
+    assert_eq!((stalled.text(), stalled.complete), ("data: [DONE]\n\n", true));
+    assert!(unread.complete && unread.body.len() == events.len() * 100 + "data: [DONE]\n\n".len());
 }
 
 #[tokio::test]
