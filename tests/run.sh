@@ -86,6 +86,6 @@ step "clients: Python environment" make_venv
 step "clients: Node packages" install_node_modules
 FOREBAY=$(realpath "${CARGO_TARGET_DIR:-target}/debug/forebay")
 export FOREBAY PYTHONDONTWRITEBYTECODE=1
-step "clients: openai for Python and Node, LangChain, http.client, curl" timeout 600 "$venv/bin/python" -m pytest -q --tb=short -p no:cacheprovider tests/clients
+step "clients: openai for Python and Node, anthropic, LangChain, http.client, curl" timeout 600 "$venv/bin/python" -m pytest -q --tb=short -p no:cacheprovider tests/clients
 count
 echo "$passed passed, 0 failed"

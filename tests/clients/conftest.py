@@ -4,12 +4,17 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import anthropic
 import openai
 import pytest
 from harness import Engine, Forebay, Key
 
 # A proxy meant for the outside world must not get between the tests and loopback.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
+# The clients read much from their variables, which must be neither sent nor obeyed here.
+for name in list(os.environ):
+    if name.startswith(("OPENAI_", "ANTHROPIC_", "LANGCHAIN_", "LANGSMITH_")):
+        del os.environ[name]
 
 # Stands in every prompt of these tests: it must be found in nothing that forebay writes.
 MARK = "the-prompt-is-private"
@@ -30,6 +35,11 @@ class World:
         return openai.AsyncOpenAI(
             base_url=self.forebay.base_url, api_key=self.keys[key].secret, max_retries=0, timeout=30
         )
+
+    def anthropic(self, key="everything", client=anthropic.Anthropic):
+        """Anthropic's official client. Its base URL is without `/v1`, and its key goes in `x-api-key`."""
+        root = f"http://127.0.0.1:{self.forebay.port}"
+        return client(base_url=root, api_key=self.keys[key].secret, max_retries=0, timeout=30)
 
     def bearer(self, key="everything"):
         return {"authorization": f"Bearer {self.keys[key].secret}", "content-type": "application/json"}

@@ -39,6 +39,10 @@ def test_a_stream_says_the_same_and_ends_with_its_reason_and_usage(said):
     }
 
 
+def test_a_response_says_the_same(said):
+    assert said["response"] == {"status": "completed", "content": said["chat"]["content"]}
+
+
 def test_embeddings_are_vectors_of_one_length(said):
     first, second = said["embeddings"]
     assert first == second > 1

@@ -11,8 +11,8 @@ from conftest import MARK
 from harness import until
 
 PROMPT = [{"role": "user", "content": f"Say something. {MARK}"}]
-# The stand-in engine says again what it was asked: a minute's answer at 20 tokens a second.
-LONG = [{"role": "user", "content": f"{MARK} " * 1200}]
+# A minute's answer at 20 tokens a second.
+LONG = {"messages": PROMPT, "max_tokens": 1200}
 
 
 def test_a_chat_is_answered(client):
@@ -47,9 +47,7 @@ def test_a_streams_usage_arrives_when_asked_for(client):
 
 def test_chunks_of_a_stream_arrive_as_the_engine_makes_them(client):
     asked = time.monotonic()
-    # The stand-in engine says again what it was asked.
-    prompt = [{"role": "user", "content": f"{MARK} " * 20}]
-    stream = client.chat.completions.create(model="slow", messages=prompt, stream=True, max_tokens=16)
+    stream = client.chat.completions.create(model="slow", messages=PROMPT, stream=True, max_tokens=16)
     arrivals = [time.monotonic() - asked for chunk in stream if chunk.choices and chunk.choices[0].delta.content]
     assert len(arrivals) >= 4
     # At 20 tokens a second 16 of them take most of a second; a proxy that buffered would deliver them all at its end.
@@ -132,7 +130,7 @@ def until_in_flight(world, count):
 
 
 def test_a_stream_that_its_client_closes_frees_the_engine(world, client):
-    stream = client.chat.completions.create(model="slow", messages=LONG, stream=True)
+    stream = client.chat.completions.create(model="slow", **LONG, stream=True)
     assert next(stream).choices
     until_in_flight(world, 1)
     stream.close()
@@ -141,12 +139,43 @@ def test_a_stream_that_its_client_closes_frees_the_engine(world, client):
 
 def test_a_stream_that_its_engine_breaks_off_is_an_error(fragile):
     with fragile.client() as client:
-        stream = client.chat.completions.create(model="any", messages=LONG, stream=True)
+        stream = client.chat.completions.create(model="any", **LONG, stream=True)
         assert next(stream).choices
         fragile.engine.popen.kill()
         with pytest.raises(openai.APIError) as broken:
             list(stream)
         assert broken.value.code == "upstream_unavailable"
+
+
+# === the Responses API ===
+
+
+def test_a_response_is_answered(client):
+    answer = client.responses.create(model="demo", input=f"Say something. {MARK}")
+    assert (answer.status, answer.model) == ("completed", "demo")
+    assert MARK in answer.output_text
+    assert answer.usage.output_tokens > 0
+
+
+def test_a_streamed_response_says_the_same_and_ends_as_completed(client):
+    prompt = {"model": "demo", "input": f"Say something. {MARK}"}
+    with client.responses.create(stream=True, **prompt) as stream:
+        events = list(stream)
+    pieces = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert len(pieces) > 2
+    assert events[-1].type == "response.completed"
+    assert "".join(pieces) == events[-1].response.output_text == client.responses.create(**prompt).output_text
+
+
+def test_a_streamed_response_that_its_engine_breaks_off_ends_with_an_error(fragile):
+    with fragile.client() as client:
+        stream = client.responses.create(model="any", input=MARK, max_output_tokens=1200, stream=True)
+        assert next(stream).type == "response.created"
+        fragile.engine.popen.kill()
+        events = []
+        with pytest.raises(openai.APIError):
+            events.extend(stream)
+        assert (events[-1].type, events[-1].code) == ("error", "upstream_unavailable")
 
 
 # === the asynchronous client ===
@@ -176,7 +205,7 @@ def test_the_asynchronous_client_gets_chats_streams_with_usage_and_embeddings(wo
 def test_a_call_that_is_cancelled_frees_the_engine(world, stream):
     async def listen():
         async with world.async_client() as client:
-            answer = await client.chat.completions.create(model="slow", messages=LONG, stream=stream)
+            answer = await client.chat.completions.create(model="slow", **LONG, stream=stream)
             return [chunk async for chunk in answer]
 
     async def cancel():

@@ -58,11 +58,13 @@ said.errors = {
   engine: await errorOf(client.chat.completions.create({ model: "dead", messages })),
 };
 
-// A minute's answer at 20 tokens a second.
-const long = [{ role: "user", content: `${mark} `.repeat(1200) }];
+const response = await client.responses.create({ model: "demo", input: `Say something. ${mark}` });
+said.response = { status: response.status, content: response.output_text };
+
 const leave = new AbortController();
 const endless = await client.chat.completions.create(
-  { model: "slow", messages: long, stream: true }, { signal: leave.signal },
+  // A minute's answer at 20 tokens a second.
+  { model: "slow", messages, max_tokens: 1200, stream: true }, { signal: leave.signal },
 );
 said.abort = { chunks: 0 };
 for await (const _ of endless) {
