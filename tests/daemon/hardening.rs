@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::configuration::{Configuration, SECRET};
 use crate::harness::{Engine, Forebay, until};
-use crate::http::{Client, canned, chat, words};
+use crate::http::{Client, canned, chat};
 
 /// The deadline for headers in these tests.
 const HEADER: Duration = Duration::from_millis(700);
@@ -431,7 +431,7 @@ fn neither_a_secret_nor_a_prompt_is_ever_logged() {
     client.rest();
     let mut gone = forebay.client();
     gone.begin_stream("m", 5).expect("a stream");
-    gone.write(words(3).as_bytes()).expect("sent");
+    gone.write(b"word word word").expect("sent");
     drop(gone);
     forebay.signal("TERM");
     assert_eq!(forebay.until_ended(), Some(0));

@@ -35,9 +35,10 @@ pub(crate) fn chat(model: &str, content: &str, stream: bool) -> String {
         .to_string()
 }
 
-/// As many words, which the stand-in engine repeats, one a token.
-pub(crate) fn words(count: usize) -> String {
-    vec!["word"; count].join(" ")
+/// The body of a chat request for a stream of so many tokens.
+pub(crate) fn stream(model: &str, tokens: usize) -> String {
+    serde_json::json!({"model": model, "messages": [{"role": "user", "content": "word"}], "stream": true, "max_tokens": tokens})
+        .to_string()
 }
 
 // === impl Client ===
@@ -102,10 +103,10 @@ impl Client {
         self.ask("POST", "/v1/chat/completions", &[&key], &chat(model, "word", false))
     }
 
-    /// Begins a stream of so many words; reads its header and first event.
-    pub(crate) fn begin_stream(&mut self, model: &str, count: usize) -> io::Result<Answer> {
+    /// Begins a stream of so many tokens; reads its header and first event.
+    pub(crate) fn begin_stream(&mut self, model: &str, tokens: usize) -> io::Result<Answer> {
         let key = format!("authorization: Bearer {SECRET}");
-        self.send("POST", "/v1/chat/completions", &[&key], &chat(model, &words(count), true))?;
+        self.send("POST", "/v1/chat/completions", &[&key], &stream(model, tokens))?;
         let answer = self.header()?;
         self.chunk()?;
         Ok(answer)

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::configuration::{Configuration, SECRET};
 use crate::harness::{Engine, Forebay, until};
-use crate::http::{Client, chat, words};
+use crate::http::{Client, chat};
 
 /// An engine of twenty tokens a second and a daemon in front of it.
 fn slow(server: &str) -> (Engine, Forebay) {
@@ -242,7 +242,7 @@ async fn http2_clients_finish_their_streams_and_are_told_to_go() {
     let streams: Vec<_> = (0..5)
         .map(|_| {
             let sender = sender.clone();
-            tokio::spawn(async move { ask(sender, &words(20), true).await })
+            tokio::spawn(async move { ask(sender, "word", true).await })
         })
         .collect();
     let flying = || (forebay.server("p", 0)["in_flight"] == 5).then_some(());
