@@ -1,4 +1,4 @@
-"""One forebay in front of three engines for the whole run, and the official client to talk to it."""
+"""One forebay in front of three engines for the whole run, and the official clients to talk to it."""
 
 import os
 from contextlib import ExitStack

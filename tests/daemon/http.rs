@@ -35,12 +35,6 @@ pub(crate) fn chat(model: &str, content: &str, stream: bool) -> String {
         .to_string()
 }
 
-/// The body of a chat request for a stream of so many tokens.
-pub(crate) fn stream(model: &str, tokens: usize) -> String {
-    serde_json::json!({"model": model, "messages": [{"role": "user", "content": "word"}], "stream": true, "max_tokens": tokens})
-        .to_string()
-}
-
 // === impl Client ===
 
 impl Client {
@@ -106,7 +100,9 @@ impl Client {
     /// Begins a stream of so many tokens; reads its header and first event.
     pub(crate) fn begin_stream(&mut self, model: &str, tokens: usize) -> io::Result<Answer> {
         let key = format!("authorization: Bearer {SECRET}");
-        self.send("POST", "/v1/chat/completions", &[&key], &stream(model, tokens))?;
+        let messages = serde_json::json!([{"role": "user", "content": "word"}]);
+        let body = serde_json::json!({"model": model, "messages": messages, "stream": true, "max_tokens": tokens});
+        self.send("POST", "/v1/chat/completions", &[&key], &body.to_string())?;
         let answer = self.header()?;
         self.chunk()?;
         Ok(answer)
