@@ -26,17 +26,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the proxy in the foreground; logs go to stderr
     Run(run::Run),
-    /// Check a configuration as `run` would, and summarise it
     Check(check::Check),
-    /// Say what a request would get under a configuration, and why
     Explain(explain::Explain),
-    /// Show the running daemon's pools and servers
     Status(status::Status),
-    /// Try it: stand-in engines and a proxy in front of them, ready to use
     Demo(demo::Demo),
-    /// Make clients' keys
     #[command(subcommand)]
     Key(key::Command),
     Engine(engine::Engine),

@@ -54,6 +54,8 @@ def shape(text):
         (r"chatcmpl-[0-9a-f]+", "CHATCMPL"),
         (r'("created": ?)\d+', r"\1N"),
         (r'(_ms": ?)[\d.]+', r"\1N"),
+        (r"pid \d+", "pid N"),
+        (r" +\d+s\b", " AGE"),
         (r"gpu[12]", "gpuN"),
         (r"127\.0\.0\.1:800[12]", "127.0.0.1:800N"),
     ]:
