@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
 # What a request costs forebay, beside nginx and HAProxy that check a key too.
 #
-#   benches/compare.sh                 CPU µs a request, all three side by side (about 3 minutes)
-#   benches/compare.sh instructions    instructions a request under valgrind, and where forebay's go
+#   benches/compare.sh                 CPU µs a request, latency and memory, all three side by side (about 3 minutes)
+#   benches/compare.sh stream          CPU µs an event of 100 streams, and memory, side by side (about 3 minutes)
+#   benches/compare.sh instructions    instructions a request and an event under valgrind, and where forebay's go
 #
 # FOREBAY=FILE measures another binary; ROUNDS (7) and SECONDS_EACH (3) make it longer, REQUESTS (2000) the valgrind runs.
+# PACE (50) is the events a second of each stream.
 # The proxy has core 0 for itself; load and engine share core 1.
 set -euo pipefail
 here=$(realpath "$(dirname "${BASH_SOURCE[0]}")")
 mode=${1:-time}
-[[ $mode == time || $mode == instructions ]] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[[ $mode == time || $mode == stream || $mode == instructions ]] || { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 FOREBAY=${FOREBAY:-${CARGO_TARGET_DIR:-$here/../target}/release/forebay}
-ROUNDS=${ROUNDS:-7} SECONDS_EACH=${SECONDS_EACH:-3} REQUESTS=${REQUESTS:-2000}
+ROUNDS=${ROUNDS:-7} SECONDS_EACH=${SECONDS_EACH:-3} REQUESTS=${REQUESTS:-2000} PACE=${PACE:-50}
 PROXY_CORE=0 LOAD_CORE=1
 KEY=sk-$(head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n')
-export KEY
+export KEY PACE
 
 need() {
     local missing=()
@@ -23,8 +25,8 @@ need() {
     command -v haproxy >/dev/null || missing+=(haproxy)
     command -v curl >/dev/null || missing+=(curl)
     command -v python3 >/dev/null || missing+=(python3-minimal)
-    [[ $mode == instructions ]] || command -v wrk >/dev/null || missing+=(wrk)
-    [[ $mode == time ]] || command -v valgrind >/dev/null || missing+=(valgrind)
+    [[ $mode != time ]] || command -v wrk >/dev/null || missing+=(wrk)
+    [[ $mode != instructions ]] || command -v valgrind >/dev/null || missing+=(valgrind)
     if ((${#missing[@]} > 0)); then
         if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
             echo "missing; install the packages: ${missing[*]}" >&2
@@ -40,7 +42,11 @@ need() {
             { cat "$dir/apt.log" >&2; exit 1; }
     fi
     (($(nproc) >= 2)) || { echo "two cores are needed: one for the proxy, one for the load" >&2; exit 1; }
-    [[ -x $FOREBAY ]] || echo "no $FOREBAY (cargo build --release makes it): its peers are measured without it" >&2
+    if [[ ! -x $FOREBAY ]]; then
+        echo "no $FOREBAY: cargo build --release makes it" >&2
+        [[ $mode == time ]] || exit 1 # its stand-in engine is the source of the streams
+        echo "its peers are measured without it" >&2
+    fi
 }
 
 # === processes ===
@@ -91,7 +97,7 @@ start() {
 # status PORT KEY: what a prompt with that key is answered with; 000 without an answer.
 status() {
     curl -q -s -o /dev/null -w '%{http_code}' --noproxy '*' --max-time 20 "http://127.0.0.1:$1/v1/chat/completions" \
-        -H "Authorization: Bearer $2" -H 'Content-Type: application/json' -d '{"model":"demo","messages":[]}' || true
+        -H "Authorization: Bearer $2" -H 'Content-Type: application/json' -d '{"model":"demo","messages":[{"role":"user","content":"?"}]}' || true
 }
 
 # serves NAME PORT: waits until the right key is let through, and makes sure that a wrong one is not.
@@ -116,6 +122,15 @@ start_backend() {
     start backend "$LOAD_CORE" nginx -p "$dir" -c "$dir/backend.conf" -e stderr
 }
 
+# An engine whose streams are paced, in the backend's place.
+start_engine() {
+    BACKEND=$(free_port)
+    start engine "$LOAD_CORE" "$FOREBAY" engine --listen "127.0.0.1:$BACKEND" --tokens-per-second "$PACE"
+}
+
+# Whether nginx may gather a response before it passes it on.
+buffering=on
+
 # proxy NAME LOG [WRAPPER…]: starts a proxy, with or without an access log ("log" or "off"), perhaps under a wrapper;
 # its PID and port are in $started and $port.
 proxy() {
@@ -130,7 +145,7 @@ proxy() {
         ;;
     nginx-*)
         [[ $log == off ]] || log="$dir/access.log json"
-        fill nginx.conf "$file" "NAME=$title" "PORT=$port" "LOG=$log"
+        fill nginx.conf "$file" "NAME=$title" "PORT=$port" "LOG=$log" "BUFFERING=$buffering"
         # Under valgrind one process, so that there is one count.
         start "$title" "$PROXY_CORE" "$@" nginx -p "$dir" -c "$file" -e stderr ${1:+-g "master_process off;"}
         ;;
@@ -143,7 +158,7 @@ proxy() {
     serves "$title" "$port"
 }
 
-# === the two measurements ===
+# === the three measurements ===
 
 proxies() {
     [[ ! -x $FOREBAY ]] || echo forebay
@@ -151,38 +166,58 @@ proxies() {
     echo haproxy
 }
 
-compare_time() {
+# measure LOG…: all proxies in turn, under each of these settings of their log.
+measure() {
     local name log words=()
-    for log in off log; do
+    for log in "$@"; do
         for name in $(proxies); do
             proxy "$name" "$log"
             words+=("${name}$([[ $log == off ]] || echo ', log')=$started=$port")
         done
     done
-    python3 "$here/compare/measure.py" "$ROUNDS" "$SECONDS_EACH" "$LOAD_CORE" "${words[@]}"
+    python3 "$here/compare/measure.py" "$mode" "$ROUNDS" "$SECONDS_EACH" "$LOAD_CORE" "${words[@]}"
 }
 
-# counted NAME REQUESTS FILE: a run under callgrind with so many requests.
+compare_time() {
+    start_backend
+    measure off log
+}
+
+compare_stream() {
+    start_engine
+    buffering=off
+    measure off
+}
+
+# counted NAME LOAD NUMBER FILE: a run under callgrind with so many requests or events.
 counted() {
-    proxy "$1" off valgrind --tool=callgrind --callgrind-out-file="$3"
-    taskset -c "$LOAD_CORE" python3 "$here/compare/requests.py" "$port" "$2"
+    proxy "$1" off valgrind --tool=callgrind --callgrind-out-file="$4"
+    taskset -c "$LOAD_CORE" python3 "$here/compare/$2.py" "$port" "$3"
     kill "$started"
     wait "$started" || true
     unset 'pids[-1]'
-    [[ -s $3 ]] || { echo "callgrind wrote nothing:" >&2; cat "$dir/$1-off.log" >&2; exit 1; }
+    [[ -s $4 ]] || { echo "callgrind wrote nothing:" >&2; cat "$dir/$1-off.log" >&2; exit 1; }
 }
 
-compare_instructions() {
+# count_each LOAD WHAT: what one more request or event takes.
+count_each() {
     local name
     for name in $(proxies); do
-        counted "$name" "$REQUESTS" "$dir/$name.once"
-        counted "$name" "$((2 * REQUESTS))" "$dir/$name.twice"
+        counted "$name" "$1" "$REQUESTS" "$dir/$name.once"
+        counted "$name" "$1" "$((2 * REQUESTS))" "$dir/$name.twice"
         printf '%s: ' "$name"
-        python3 "$here/compare/instructions.py" "$REQUESTS" "$dir/$name.once" "$dir/$name.twice" \
+        python3 "$here/compare/instructions.py" "$REQUESTS" "$2" "$dir/$name.once" "$dir/$name.twice" \
             "$([[ $name != forebay ]] || echo top)"
     done
 }
 
+compare_instructions() {
+    start_backend
+    count_each requests request
+    start_engine
+    buffering=off
+    count_each streams event
+}
+
 need
-start_backend
 "compare_$mode"

@@ -7,8 +7,9 @@ local head = '{"model":"demo","max_tokens":16,"temperature":0.7,"messages":[{"ro
 local tail = '"}]}'
 wrk.body = head .. string.rep("word ", 300):sub(1, 1024 - #head - #tail) .. tail
 
-function done(summary)
+function done(summary, latency)
   local errors = summary.errors
-  io.write(string.format("measured %d %d %d\n", summary.requests, summary.duration,
-    errors.connect + errors.read + errors.write + errors.status + errors.timeout))
+  io.write(string.format("measured %d %d %d %d %d\n", summary.requests, summary.duration,
+    errors.connect + errors.read + errors.write + errors.status + errors.timeout,
+    latency:percentile(50), latency:percentile(99)))
 end

@@ -1,6 +1,6 @@
-"""What one more request costs in instructions, from two callgrind runs that differ in their number of requests.
+"""What one more request or event costs in instructions, from two callgrind runs that differ in their number.
 
-Arguments: how many requests the runs differ by, the smaller run's output, the larger's; then "top" for the crates and
+Arguments: how many the runs differ by, "request" or "event", the smaller run's output, the larger's; then "top" for the crates and
 functions too. What both runs do alike (start, warm-up, shutdown) cancels out.
 """
 
@@ -58,27 +58,27 @@ def runs_in(place):
     return (place["object"] or place["file"]).rpartition("/")[2]
 
 
-def shown(title, key, costs, requests, lines):
+def shown(title, key, costs, number, lines):
     """Prints the largest sums of costs by what `key` makes of their places."""
     sums = Counter()
     for entry, cost in costs.items():
         sums[key(PLACE.match(entry))] += cost
     whole = sum(sums.values())
-    print(f"\n{title}, instructions/request")
+    print(f"\n{title}")
     for name, cost in sums.most_common(lines):
-        if cost >= requests:
-            print(f"{cost / requests:10,.0f}  {cost / whole * 100:5.1f} %  {name[:150]}")
+        if cost >= number:
+            print(f"{cost / number:10,.0f}  {cost / whole * 100:5.1f} %  {name[:150]}")
 
 
 def main():
-    requests, smaller, larger = int(sys.argv[1]), annotated(sys.argv[2]), annotated(sys.argv[3])
-    print(f"{(larger[0] - smaller[0]) / requests:,.0f} instructions/request")
-    if "top" in sys.argv[4:]:
+    number, what, smaller, larger = int(sys.argv[1]), sys.argv[2], annotated(sys.argv[3]), annotated(sys.argv[4])
+    print(f"{(larger[0] - smaller[0]) / number:,.0f} instructions/{what}")
+    if "top" in sys.argv[5:]:
         costs = Counter(larger[1])
         costs.subtract(smaller[1])
-        shown("by the crate it is written in", written_in, costs, requests, 25)
-        shown("by the crate whose function it runs in", runs_in, costs, requests, 25)
-        shown("by function", lambda place: place["function"], costs, requests, 40)
+        shown(f"by the crate it is written in, instructions/{what}", written_in, costs, number, 25)
+        shown(f"by the crate whose function it runs in, instructions/{what}", runs_in, costs, number, 25)
+        shown(f"by function, instructions/{what}", lambda place: place["function"], costs, number, 40)
 
 
 main()

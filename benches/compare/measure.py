@@ -1,16 +1,18 @@
-"""Puts the same load on each proxy in turn, and says what a request costs it: CPU time, not elapsed time.
+"""Puts the same load on each proxy in turn, and says what a request or an event costs it: CPU time, not elapsed time.
 
-Arguments: rounds, seconds a round, the load's core, then NAME=PID=PORT for each proxy. The proxies take turns within a
-round, so that what disturbs the machine disturbs them alike.
+Arguments: "time" or "stream", rounds, seconds a round, the load's core, then NAME=PID=PORT for each proxy. The proxies
+take turns within a round, so that what disturbs the machine disturbs them alike.
 """
 
 import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-TICK = os.sysconf("SC_CLK_TCK")
+import streams
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -26,68 +28,89 @@ def tree(root):
 
 
 def cpu_seconds(root):
-    """User and system time of all threads, ended ones included, of a process and its descendants."""
-    ticks = 0
-    for pid in tree(root):
-        # The second field is the command in brackets, and may hold anything.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / TICK
+    """User and system time of all threads of a process and its descendants, to the nanosecond."""
+    schedules = (path for pid in tree(root) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+    return sum(int(path.read_text().split()[0]) for path in schedules) / 1e9
 
 
-def load(port, seconds, core):
-    """64 keep-alive connections for so long; the number of requests answered, and the seconds it took."""
+def megabytes(root):
+    """The memory that a process and its descendants hold; what they share counts for each."""
+    pages = (int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in tree(root))
+    return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def requests(pid, port, seconds):
+    """64 keep-alive connections for so long: what wrk tells."""
+    before = cpu_seconds(pid)
     finished = subprocess.run(
-        ["taskset", "-c", core, "wrk", "-t1", "-c64", f"-d{seconds}s", "-s", HERE / "chat.lua"]
-        + [f"http://127.0.0.1:{port}"],
+        ["wrk", "-t1", "-c64", f"-d{seconds}s", "-s", HERE / "chat.lua", f"http://127.0.0.1:{port}"],
         capture_output=True,
         text=True,
         check=True,
     )
+    used = cpu_seconds(pid) - before
     line = next(line for line in finished.stdout.splitlines() if line.startswith("measured "))
-    requests, microseconds, errors = map(int, line.split()[1:])
-    if errors or not requests:
-        sys.exit(f"{errors} of {requests} requests failed:\n{finished.stdout}")
-    return requests, microseconds / 1e6
+    number, microseconds, errors, p50, p99 = map(int, line.split()[1:])
+    if errors or not number:
+        sys.exit(f"{errors} of {number} requests failed:\n{finished.stdout}")
+    took = microseconds / 1e6
+    return {
+        "CPU µs": used / number * 1e6,
+        "a second": number / took,
+        "core busy, %": used / took * 100,
+        "p50, ms": p50 / 1e3,
+        "p99, ms": p99 / 1e3,
+        "RSS, MB": megabytes(pid),
+    }
+
+
+def events(pid, port, seconds):
+    """100 streams at the engine's pace, measured for so long once all of them flow. None may lack an event."""
+    opened = streams.Streams(port, 100, seconds + 2)
+    opened.read_for(1)
+    read, before, start = opened.events, cpu_seconds(pid), time.monotonic()
+    opened.read_for(seconds)
+    used, took, count = cpu_seconds(pid) - before, time.monotonic() - start, opened.events - read
+    held = megabytes(pid)
+    opened.read_to_the_end()
+    return {
+        "CPU µs": used / count * 1e6,
+        "a second": count / took,
+        "core busy, %": used / took * 100,
+        "RSS, MB": held,
+    }
 
 
 def main():
-    rounds, seconds, core = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    proxies = [(name, int(pid), int(port)) for name, pid, port in (word.split("=") for word in sys.argv[4:])]
+    load = {"time": requests, "stream": events}[sys.argv[1]]
+    rounds, seconds, core = int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    proxies = [(name, int(pid), int(port)) for name, pid, port in (word.split("=") for word in sys.argv[5:])]
+    os.sched_setaffinity(0, {core})
     width = max(len(name) for name, _, _ in proxies)
-    for _, _, port in proxies:
-        load(port, 1, core)
+    for _, pid, port in proxies:
+        load(pid, port, 1)
 
-    costs, rates, busy = ({name: [] for name, _, _ in proxies} for _ in range(3))
+    told = {name: [] for name, _, _ in proxies}
     for number in range(1, rounds + 1):
         for name, pid, port in proxies:
-            before = cpu_seconds(pid)
-            requests, took = load(port, seconds, core)
-            used = cpu_seconds(pid) - before
-            costs[name].append(used / requests * 1e6)
-            rates[name].append(requests / took)
-            busy[name].append(used / took * 100)
-            print(
-                f"round {number}  {name:{width}}  {costs[name][-1]:7.1f} µs CPU/request"
-                f"  {rates[name][-1]:8.0f} requests/s  core {busy[name][-1]:3.0f} % busy",
-                flush=True,
-            )
+            told[name].append(load(pid, port, seconds))
+            values = "".join(f"  {title} {value:8.1f}" for title, value in told[name][-1].items())
+            print(f"round {number}  {name:{width}}{values}", flush=True)
 
-    def of_plain_nginx(name):
-        """The ratio to nginx in the same round, for each round: a variant with a log is held against nginx with one."""
+    def ratios(name):
+        """CPU time over nginx's in the same round: a variant with a log is held against nginx with one."""
         peer = "nginx, log" if name.endswith(", log") else "nginx"
-        return [cost / other for cost, other in zip(costs[name], costs[peer], strict=True)]
+        return [one["CPU µs"] / other["CPU µs"] for one, other in zip(told[name], told[peer], strict=True)]
 
+    titles = list(told[proxies[0][0]][0])
     print(f"\nmedians of {rounds} rounds of {seconds} s, ratios round by round\n")
-    print("| proxy | CPU µs/request | requests/s | core busy | × nginx (lowest–highest) |")
-    print("|---|--:|--:|--:|--:|")
+    print("|".join(["", " proxy ", *(f" {title} " for title in titles), " × nginx (lowest–highest) ", ""]))
+    print("|---|" + "--:|" * (len(titles) + 1))
     for name, _, _ in proxies:
-        ratios = of_plain_nginx(name)
-        print(
-            f"| {name} | {statistics.median(costs[name]):.1f} | {statistics.median(rates[name]):.0f}"
-            f" | {statistics.median(busy[name]):.0f} % | {statistics.median(ratios):.2f}"
-            f" ({min(ratios):.2f}–{max(ratios):.2f}) |"
-        )
+        medians = [statistics.median(tell[title] for tell in told[name]) for title in titles]
+        shown = "".join(f" {value:.{0 if value >= 1000 else 1}f} |" for value in medians)
+        times = ratios(name)
+        print(f"| {name} |{shown} {statistics.median(times):.2f} ({min(times):.2f}–{max(times):.2f}) |")
 
 
 main()
