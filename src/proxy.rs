@@ -115,7 +115,9 @@ impl ProxyHttp for Proxy {
         let identity = x.identity.insert(Identity::of(&header.headers, peer, &x.live.plan.server.trusted_proxies));
         x.way.asker.client = identity.client;
         headers::check(header, raw.as_deref())?;
-        headers::to_origin_form(header)
+        headers::to_origin_form(header)?;
+        headers::forget_spelling(header);
+        Ok(())
     }
 
     async fn request_filter(&self, session: &mut Session, x: &mut Exchange) -> Result<bool> {

@@ -5,14 +5,14 @@
 use std::net::IpAddr;
 
 use http::header::{
-    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, FORWARDED, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
-    VIA,
+    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, Entry, FORWARDED, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING,
+    UPGRADE, VIA,
 };
 use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, Version, request};
 use ipnet::IpNet;
-use pingora::Result;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::{ErrorType::InternalError, OrErr, Result};
 use uuid::Uuid;
 
 use super::rejection::Rejection;
@@ -143,6 +143,18 @@ pub fn to_origin_form(header: &mut RequestHeader) -> Result<()> {
     header.set_raw_path(path.as_str().as_bytes())
 }
 
+/// Lets go of how the client spelled the names of its fields. Pingora keeps that in a map beside the fields', which every
+/// copy and every change would have to follow.
+pub fn forget_spelling(header: &mut RequestHeader) {
+    *header = parts(header).into();
+}
+
+/// Takes a header apart; an empty one is left behind. How its names were spelled is lost, and a target that is no path.
+fn parts(header: &mut RequestHeader) -> request::Parts {
+    let empty = http::Request::new(()).into_parts().0;
+    std::mem::replace(header, empty.into()).into()
+}
+
 // === impl Identity ===
 
 impl Identity {
@@ -205,46 +217,55 @@ pub fn to_engine(
     pool: &Headers,
     credentials: bool,
 ) -> Result<()> {
+    let mut parts = parts(header);
+    let fields = &mut parts.headers;
     if !identity.trusted {
         for name in [&FORWARDED_FOR, &FORWARDED_PROTO, &FORWARDED_HOST, &FORWARDED, &REAL_IP, &VIA] {
-            header.remove_header(name);
+            fields.remove(name);
         }
-    }
-    header.insert_header(REQUEST_ID, &identity.request_id)?;
-    if let Some(peer) = identity.peer {
-        append(header, FORWARDED_FOR, &peer.to_string())?;
-    }
-    append(header, VIA, if via == Version::HTTP_2 { "2 forebay" } else { "1.1 forebay" })?; // RFC 9110 §7.6.3
-    if !header.headers.contains_key(FORWARDED_PROTO) {
-        header.insert_header(FORWARDED_PROTO, HeaderValue::from_static("http"))?;
-    }
-    let asked = header.headers.get(HOST).filter(|host| !host.is_empty()).cloned();
-    if let (Some(asked), false) = (asked, header.headers.contains_key(FORWARDED_HOST)) {
-        header.insert_header(FORWARDED_HOST, asked)?;
     }
     if !credentials || pool.api_key.is_some() {
         for name in &CREDENTIALS {
-            header.remove_header(name);
+            fields.remove(name);
         }
     }
+    fields.insert(REQUEST_ID, identity.request_id.clone());
+    if let Some(peer) = identity.peer {
+        append(fields, FORWARDED_FOR, peer.to_string().try_into().or_err(InternalError, "an address in a header")?)?;
+    }
+    let version = if via == Version::HTTP_2 { "2 forebay" } else { "1.1 forebay" };
+    append(fields, VIA, HeaderValue::from_static(version))?; // RFC 9110 §7.6.3
+    fields.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
+    if let Some(asked) = fields.get(HOST).filter(|host| !host.is_empty()).cloned() {
+        fields.entry(FORWARDED_HOST).or_insert(asked);
+    }
     for name in &pool.remove {
-        header.remove_header(name);
+        fields.remove(name);
     }
     for (name, value) in pool.fixed() {
-        header.insert_header(name, value)?;
+        fields.insert(name, value.clone());
     }
+    *header = parts.into();
     Ok(())
 }
 
 /// Adds to a list in a field; several lines of it become one.
-fn append(header: &mut RequestHeader, name: HeaderName, value: &str) -> Result<()> {
-    let mut list: Vec<u8> = Vec::new();
-    for line in header.headers.get_all(&name) {
-        list.extend_from_slice(line.as_bytes());
-        list.extend_from_slice(b", ");
+fn append(fields: &mut HeaderMap, name: HeaderName, value: HeaderValue) -> Result<()> {
+    match fields.entry(name) {
+        Entry::Vacant(none) => {
+            none.insert(value);
+        }
+        Entry::Occupied(mut lines) => {
+            let mut list: Vec<u8> = Vec::new();
+            for line in lines.iter() {
+                list.extend_from_slice(line.as_bytes());
+                list.extend_from_slice(b", ");
+            }
+            list.extend_from_slice(value.as_bytes());
+            lines.insert(list.try_into().or_err(InternalError, "a list in a header")?);
+        }
     }
-    list.extend_from_slice(value.as_bytes());
-    header.insert_header(name, list)
+    Ok(())
 }
 
 /// Makes the header that the client gets out of an engine's: without what was meant for the connection to the engine.

@@ -66,6 +66,18 @@ async fn an_engine_sees_who_asked_and_by_which_way() {
 }
 
 #[tokio::test]
+async fn names_reach_the_engine_in_one_spelling_however_the_client_spelled_them() {
+    let engine = Engine::fine().await;
+    let forebay = in_front_of(&[&engine]).start().await;
+    let mut client = Client::connect(&forebay, Version::H1).await;
+    assert_eq!(client.ask(&prompt().header("aCCept", "*/*").header("X-TEAM", "search")).await.status, 200);
+    let asked = engine.asked(0).await;
+    for line in ["\r\naccept: */*\r\n", "\r\nx-team: search\r\n"] {
+        assert!(asked.head.contains(line), "{}", asked.head);
+    }
+}
+
+#[tokio::test]
 async fn what_a_trusted_proxy_says_is_continued() {
     let engine = Engine::fine().await;
     let forebay = in_front_of(&[&engine]).server("trusted_proxies = [\"127.0.0.0/8\", \"10.0.0.0/8\"]").start().await;
