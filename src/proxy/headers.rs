@@ -9,7 +9,7 @@ use http::header::{
     UPGRADE, VIA,
 };
 use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, StatusCode, Uri, Version, request};
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, Version, request, response};
 use ipnet::IpNet;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::{ErrorType::InternalError, OrErr, Result};
@@ -270,15 +270,22 @@ fn append(fields: &mut HeaderMap, name: HeaderName, value: HeaderValue) -> Resul
 
 /// Makes the header that the client gets out of an engine's: without what was meant for the connection to the engine.
 pub fn to_client(header: &mut ResponseHeader, identity: &Identity) -> Result<()> {
-    header.set_version(Version::HTTP_11); // ours, whatever the engine speaks
-    if header.status == StatusCode::NO_CONTENT {
-        header.remove_header(&CONTENT_LENGTH); // RFC 9110 §8.6, RFC 9112 §6.1
-        header.remove_header(&TRANSFER_ENCODING);
+    let reason = header.get_reason_phrase().filter(|reason| header.status.canonical_reason() != Some(reason));
+    let reason = reason.map(str::to_owned);
+    let empty = http::Response::new(()).into_parts().0;
+    let mut parts: response::Parts = std::mem::replace(header, empty.into()).into();
+    parts.version = Version::HTTP_11; // ours, whatever the engine speaks
+    let fields = &mut parts.headers;
+    if parts.status == StatusCode::NO_CONTENT {
+        fields.remove(CONTENT_LENGTH); // RFC 9110 §8.6, RFC 9112 §6.1
+        fields.remove(TRANSFER_ENCODING);
     }
-    for name in for_the_connection(&header.headers) {
-        header.remove_header(&name);
+    for name in for_the_connection(fields) {
+        fields.remove(name);
     }
-    header.insert_header(REQUEST_ID, &identity.request_id)
+    fields.insert(REQUEST_ID, identity.request_id.clone());
+    *header = parts.into();
+    header.set_reason_phrase(reason.as_deref())
 }
 
 /// The fields that are about one connection: those that always are, and those that `Connection` names (RFC 9110 §7.6.1).
