@@ -220,7 +220,7 @@ impl ProxyHttp for Proxy {
     ) -> Box<Error> {
         let begun = client::is_answered(session.as_downstream());
         let (end, _) = ending::of(&e, begun, &x.live.plan.server);
-        let failure = if reused && ending::died_unused(&mut e) { Failure::KeptAlive } else { Failure::Other };
+        let failure = if ending::was_not_taken(&mut e, reused) { Failure::Untaken } else { Failure::Other };
         let outcome = outcome(&e, end);
         let again = match &x.admitted.pool {
             Some(pool) if !begun => x.way.fails(failure, outcome, pool),

@@ -1,15 +1,16 @@
 //! After a failed attempt: go again, and where, or give up.
 //!
-//! Only what surely was not answered goes again here: a request that never reached an engine, and one whose kept-alive
-//! connection died before a byte came back.
+//! Only what surely was not answered goes again here: a request that never reached an engine, and one that its engine did not
+//! take: its kept-alive connection died before a byte came back, or it was refused.
 
 /// How an attempt failed before the engine's answer began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
     /// The connection could not be made: nothing was sent.
     Connect,
-    /// A connection that was kept alive died under the request before a byte of an answer.
-    KeptAlive,
+    /// The engine surely did not take it: a connection that was kept alive died under the request before a byte of an answer,
+    /// or the engine refused it over HTTP/2.
+    Untaken,
     /// Anything else.
     Other,
 }
@@ -43,7 +44,7 @@ pub enum Next {
 pub fn next(failure: Failure, tries: Tries) -> Next {
     match failure {
         Failure::Connect if tries.attempts < tries.allowed => Next::Another,
-        Failure::KeptAlive if tries.repeatable && !tries.fresh => Next::Fresh,
+        Failure::Untaken if tries.repeatable && !tries.fresh => Next::Fresh,
         _ => Next::Nowhere,
     }
 }
@@ -60,10 +61,10 @@ mod tests {
             (Failure::Connect, tries(2, true, true), Next::Another),
             (Failure::Connect, tries(1, false, false), Next::Another),
             (Failure::Connect, tries(3, false, true), Next::Nowhere),
-            (Failure::KeptAlive, tries(1, false, true), Next::Fresh),
-            (Failure::KeptAlive, tries(3, false, true), Next::Fresh),
-            (Failure::KeptAlive, tries(1, true, true), Next::Nowhere),
-            (Failure::KeptAlive, tries(1, false, false), Next::Nowhere),
+            (Failure::Untaken, tries(1, false, true), Next::Fresh),
+            (Failure::Untaken, tries(3, false, true), Next::Fresh),
+            (Failure::Untaken, tries(1, true, true), Next::Nowhere),
+            (Failure::Untaken, tries(1, false, false), Next::Nowhere),
             (Failure::Other, tries(1, false, true), Next::Nowhere),
         ] {
             assert_eq!(next(failure, tries), expected, "{failure:?} {tries:?}");

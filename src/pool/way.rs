@@ -64,7 +64,7 @@ impl Way {
         };
         let next = next(failure, tries);
         if next == Next::Fresh {
-            self.fresh = true; // the same attempt goes on: that a kept connection ends is no failure of the server
+            self.fresh = true; // the same attempt goes on: that a kept connection ends, or a stream is refused, is no failure of the server
             return true;
         }
         self.ends(outcome);
@@ -157,7 +157,7 @@ mod tests {
         let pool = pool(&[("a", 1, false), ("b", 1, false)]);
         let mut way = way();
         assert_eq!(way.go(&pool).map(|lease| lease.place), Some(0));
-        assert!(way.fails(Failure::KeptAlive, Outcome::Reset, &pool));
+        assert!(way.fails(Failure::Untaken, Outcome::Reset, &pool));
         assert_eq!((way.fresh, way.go(&pool).map(|lease| lease.place)), (true, Some(0)));
         way.ends(Outcome::Answered);
         assert_eq!((outcomes(&way), pool.servers[0].errors()), (vec![(0, "answered")], 0));
@@ -168,7 +168,7 @@ mod tests {
         let pool = pool(&[("a", 1, false), ("b", 1, false)]);
         let mut way = way();
         way.go(&pool);
-        assert!(way.fails(Failure::KeptAlive, Outcome::Reset, &pool));
+        assert!(way.fails(Failure::Untaken, Outcome::Reset, &pool));
         way.go(&pool);
         assert!(way.fails(Failure::Connect, Outcome::ConnectFailed, &pool));
         assert_eq!((way.fresh, way.go(&pool).map(|lease| lease.place)), (false, Some(1)));

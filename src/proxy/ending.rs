@@ -72,19 +72,19 @@ pub fn of(error: &Error, begun: bool, limits: &Server) -> (End, Option<Rejection
     }
 }
 
-/// Whether a kept connection to an engine ended without having taken this request for its own.
+/// Whether an engine surely did not take this request for its own: a kept connection, one that was `reused`, ended under it,
+/// or it was refused.
 ///
-/// Over HTTP/2 only Pingora knows: a reset of one stream says nothing of the connection, unless it is a refusal.
+/// Over HTTP/2 only Pingora knows: a reset of one stream says nothing of the connection, unless it is a refusal, and that may
+/// come on a new connection too.
 #[must_use]
-pub fn died_unused(error: &mut Error) -> bool {
-    if *error.esource() != ErrorSource::Upstream {
-        return false;
-    }
+pub fn was_not_taken(error: &mut Error, reused: bool) -> bool {
     let http2 = error.root_cause().is::<h2::Error>();
-    error.retry.decide_reuse(true);
-    match error.etype() {
-        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError if !http2 => true,
-        _ => http2 && error.retry(),
+    error.retry.decide_reuse(reused);
+    match (error.esource(), error.etype()) {
+        (ErrorSource::Upstream, _) if http2 => error.retry(),
+        (ErrorSource::Upstream, ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError) => reused,
+        _ => false,
     }
 }
 

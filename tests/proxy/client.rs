@@ -569,8 +569,28 @@ impl Answer<'_> {
         }
     }
 
+    /// Sends more of its request while it is being answered.
+    pub(crate) async fn pour(&mut self, piece: Bytes, ends: bool) {
+        let Body::H2(_, body, _) = &mut self.body else { panic!("HTTP/1.1 clients send first") };
+        assert!(soon("room in an HTTP/2 stream", pour(body, piece, ends)).await);
+    }
+
+    /// Reads all the rest, and the fields after it.
+    pub(crate) async fn with_trailers(mut self) -> (Whole, HeaderMap) {
+        let whole = self.rest().await;
+        let trailers = match &mut self.body {
+            Body::H2(received, ..) => received.trailers().await.ok().flatten(),
+            Body::H1(..) => None,
+        };
+        (whole, trailers.unwrap_or_default())
+    }
+
     /// Reads all the rest.
     pub(crate) async fn whole(mut self) -> Whole {
+        self.rest().await
+    }
+
+    async fn rest(&mut self) -> Whole {
         let mut all = BytesMut::from(self.text.as_bytes());
         let complete = loop {
             match self.piece().await {
@@ -579,7 +599,7 @@ impl Answer<'_> {
                 Err(()) => break false,
             }
         };
-        Whole { status: self.status, headers: self.headers, body: all.freeze(), complete }
+        Whole { status: self.status, headers: self.headers.clone(), body: all.freeze(), complete }
     }
 
     /// Goes away in the middle of it.
@@ -604,6 +624,9 @@ fn received<'c>(
 
 /// Sends this as there is room for it. Whether it was taken.
 async fn pour(body: &mut SendStream<Bytes>, mut piece: Bytes, ends: bool) -> bool {
+    if piece.is_empty() {
+        return body.send_data(piece, ends).is_ok(); // there is always room for nothing
+    }
     loop {
         body.reserve_capacity(piece.len());
         let Some(Ok(room)) = poll_fn(|cx| body.poll_capacity(cx)).await else { return false };

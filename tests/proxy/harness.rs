@@ -3,6 +3,7 @@
 //! It is put together as the daemon does it, on a port that the system chooses, and its access log is read back from memory.
 //! Every wait has a deadline, so that what never comes fails with its name.
 
+use std::fmt::Display;
 use std::future::Future;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -63,10 +64,16 @@ struct File(PathBuf);
 
 /// forebay with these engines as the servers `s0`, `s1`, … of pool `p`.
 pub(crate) fn in_front_of(engines: &[&Engine]) -> Builder {
-    let server = |(n, engine): (usize, &&Engine)| format!("{{ address = \"{}\", name = \"s{n}\" }}", engine.address);
+    let addresses: Vec<SocketAddr> = engines.iter().map(|engine| engine.address).collect();
+    at(&addresses)
+}
+
+/// The same for engines of any kind, by their addresses.
+pub(crate) fn at(addresses: &[impl Display]) -> Builder {
+    let server = |(n, address)| format!("{{ address = \"{address}\", name = \"s{n}\" }}");
     Builder {
         server: String::new(),
-        servers: engines.iter().enumerate().map(server).collect(),
+        servers: addresses.iter().enumerate().map(server).collect(),
         pool: String::new(),
         health: "interval = \"5s\"".into(),
         rest: String::new(),
@@ -162,10 +169,11 @@ impl Builder {
     fn plan(&self) -> Plan {
         static FILES: AtomicUsize = AtomicUsize::new(0);
         let Self { server, servers, pool, health, rest } = self;
+        let path = if health.contains("path") { "" } else { "path = \"/probe\"" };
         let (servers, key) = (servers.join(", "), key("team", SECRET, "models = [\"*\"]"));
         let text = format!(
             "[server]\nlisten = [\"127.0.0.1:0\"]\n{server}\n\
-             [pool.p]\nservers = [{servers}]\n{pool}\n[pool.p.health]\npath = \"/probe\"\n{health}\n\
+             [pool.p]\nservers = [{servers}]\n{pool}\n[pool.p.health]\n{path}\n{health}\n\
              [model.m]\npool = \"p\"\n{key}\n{rest}"
         );
         let name = format!("forebay-{}-{}.toml", std::process::id(), FILES.fetch_add(1, Relaxed));
@@ -200,11 +208,16 @@ impl Forebay {
         all
     }
 
-    /// Waits until nothing is in flight at any server of pool `p`.
+    /// Waits until nothing is in flight at any server.
     pub(crate) async fn idle(&self) {
+        self.idle_but(0).await;
+    }
+
+    /// Waits until so many requests are in flight, at all servers together.
+    pub(crate) async fn idle_but(&self, left: u32) {
         let live = self.current.live();
-        let busy = || live.pools().flat_map(|pool| &pool.servers).any(|server| server.in_flight() > 0);
-        eventually("nothing in flight", || (!busy()).then_some(())).await;
+        let busy = || live.pools().flat_map(|pool| &pool.servers).map(|server| server.in_flight()).sum::<u32>();
+        eventually(&format!("{left} in flight"), || (busy() == left).then_some(())).await;
     }
 }
 

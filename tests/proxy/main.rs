@@ -9,6 +9,8 @@ mod cancel;
 mod client;
 mod forwarding;
 mod harness;
+mod http2;
 mod refusals;
+mod selectors;
 mod streaming;
 mod upstream;

@@ -3,6 +3,8 @@
 //! While it plays an answer it goes on reading, so it knows the instant at which its client left. `GET /probe` is answered
 //! apart from the script and is not recorded.
 
+pub(crate) mod http2;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,0 +1,550 @@
+//! Engines that speak HTTP/2: many requests on one connection, each of them on its own.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::Reason;
+
+use crate::client::{Client, Leaving, Request, VERSIONS, Version, post, prompt};
+use crate::harness::{Builder, Forebay, at, eventually, soon};
+use crate::upstream::Gate;
+use crate::upstream::http2::{Engine, Frames, Reply, Written, frame, go_away, ok};
+
+const WAYS: [(Version, Leaving); 3] =
+    [(Version::H1, Leaving::Connection), (Version::H2, Leaving::Stream), (Version::H2, Leaving::Connection)];
+/// How long an engine may go on for nobody.
+const AT_ONCE: Duration = Duration::from_millis(100);
+/// A route by pool that lets everybody in.
+const RAW: &str = "[[route]]\nname = \"raw\"\npath = \"/raw/*\"\npool = \"p\"\nauth = \"none\"\n\
+                   [[route]]\nname = \"v1\"\npath = \"/v1/*\"\nby = \"model\"\n";
+const HTTP2: &str = "protocol = \"http2\"";
+
+/// forebay with these engines, over HTTP/2.
+fn in_front_of(engines: &[&Engine]) -> Builder {
+    let addresses: Vec<_> = engines.iter().map(|engine| engine.address).collect();
+    at(&addresses).pool(HTTP2).and(RAW)
+}
+
+/// forebay with one engine that only writes frames; its probes are connects.
+async fn in_front_of_frames(frames: &Frames) -> Forebay {
+    at(&[frames.address]).pool(HTTP2).health("path = \"\"").and(RAW).start().await
+}
+
+/// A prompt of about so many bytes.
+fn large(size: usize) -> Request {
+    prompt().body(format!("{{\"model\":\"m\",\"x\":\"{}\"}}", "x".repeat(size)))
+}
+
+#[tokio::test]
+async fn prompts_of_every_size_reach_an_engine_whole_also_past_a_dead_one() {
+    for version in VERSIONS {
+        let (dead, alive) = (Engine::fine().await, Engine::fine().await);
+        let forebay = in_front_of(&[&dead, &alive]).start().await;
+        dead.kill().await;
+        let mut client = Client::connect(&forebay, version).await;
+        for (n, size) in [0, 1, 16_000, 65_535, 65_536, 300_000, 1 << 20, 3_000_001].into_iter().enumerate() {
+            let request = large(size);
+            for again in 0..2 {
+                let answer = client.ask(&request).await;
+                assert_eq!((answer.status, answer.text()), (200, "{\"ok\":true}"), "{version:?} {size}");
+                let asked = alive.asked(2 * n + again).await;
+                assert_eq!(asked.body().len(), "{\"model\":\"m\",\"x\":\"\"}".len() + size, "{version:?}");
+                assert_eq!(asked.header("content-length"), Some(&*asked.body().len().to_string()));
+                assert_eq!(asked.head.uri.path(), "/v1/chat/completions");
+            }
+        }
+        let attempts: Vec<u64> =
+            forebay.records(16).await.iter().map(|record| record["attempts"].as_u64().unwrap()).collect();
+        assert_eq!(attempts, [2, 1].repeat(8), "the dead one has every other turn, and is no more than an attempt");
+        assert_eq!(alive.connections(), 1, "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_that_stream_reach_an_engine_whole() {
+    for version in VERSIONS {
+        let engine = Engine::fine().await;
+        let forebay = in_front_of(&[&engine]).start().await;
+        let mut client = Client::connect(&forebay, version).await;
+        let mut n = 0;
+        for size in [0, 1, 70_000, 1 << 20, 3_000_001] {
+            for pieces in [None, Some(30_000)] {
+                let body: Vec<u8> = (0..size).map(|n: usize| (n % 251) as u8).collect();
+                let mut request = post("/raw/x?y=z").body(body.clone());
+                if let Some(size) = pieces {
+                    request = request.pieces(size);
+                }
+                let answer = client.ask(&request).await;
+                assert_eq!(answer.status, 200, "{version:?} {size} {pieces:?} {answer:?}");
+                let asked = engine.asked(n).await;
+                assert!(asked.body() == body, "{version:?} {size} {pieces:?}");
+                assert_eq!(asked.head.uri.path_and_query().unwrap(), "/raw/x?y=z");
+                n += 1;
+            }
+        }
+        assert_eq!(engine.connections(), 1, "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_engine_gets_a_header_as_http2_has_it() {
+    for version in VERSIONS {
+        let engine = Engine::fine().await;
+        let forebay = in_front_of(&[&engine]).start().await;
+        let answer = Client::connect(&forebay, version).await.ask(&prompt().header("x-own", "1")).await;
+        assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")));
+        let asked = engine.asked(0).await;
+        assert_eq!(asked.head.uri.authority().map(|authority| authority.as_str()), Some("forebay.test"));
+        for gone in ["host", "connection", "transfer-encoding", "authorization", "keep-alive"] {
+            assert!(!asked.head.headers.contains_key(gone), "{version:?} {gone}");
+        }
+        assert_eq!((asked.header("x-own"), asked.header("x-forwarded-proto")), (Some("1"), Some("http")));
+        assert!(asked.header("via").is_some_and(|via| via.ends_with(" forebay")));
+    }
+}
+
+#[tokio::test]
+async fn events_go_on_one_by_one() {
+    for version in VERSIONS {
+        let gate = Gate::new();
+        let reply = (0..5).fold(Reply::events(), |reply, n| reply.data(format!("data: {n}\n\n")).wait(&gate));
+        let engine = Engine::always(reply.data("data: [DONE]\n\n").end()).await;
+        let forebay = in_front_of(&[&engine]).start().await;
+        let mut client = Client::connect(&forebay, version).await;
+        let mut answer = client.send(&prompt()).await.answer().await;
+        for n in 0..5 {
+            assert_eq!(answer.event().await, Some(format!("data: {n}\n\n")), "{version:?}");
+            gate.open();
+        }
+        let rest = answer.whole().await;
+        assert_eq!((rest.text(), rest.complete), ("data: [DONE]\n\n", true), "{version:?}");
+        assert_eq!(forebay.record().await["end"], "complete");
+    }
+}
+
+#[tokio::test]
+async fn many_requests_share_one_engine_connection() {
+    let gate = Gate::new();
+    let reply = Reply::head(200, "application/json").wait(&gate).data("{}").end();
+    let engine = Engine::always(reply).await;
+    let forebay = in_front_of(&[&engine]).start().await;
+    gate.open();
+    assert_eq!(Client::connect(&forebay, Version::H1).await.ask(&prompt()).await.status, 200);
+    forebay.idle().await;
+    let mut http1 = Vec::new();
+    for _ in 0..25 {
+        http1.push(Client::connect(&forebay, Version::H1).await);
+    }
+    let mut waiting = Vec::new();
+    for client in &mut http1 {
+        waiting.push(client.send(&prompt()).await);
+    }
+    let mut client = Client::connect(&forebay, Version::H2).await;
+    let Client::H2(http2) = &mut client else { unreachable!() };
+    for _ in 0..25 {
+        waiting.push(http2.start(&prompt()).await);
+    }
+    eventually("all at the engine", || (engine.requests() == 51).then_some(())).await;
+    assert_eq!((forebay.server(0).in_flight(), engine.connections()), (50, 1));
+    (0..50).for_each(|_| gate.open());
+    for pending in waiting {
+        assert!(pending.answer().await.whole().await.complete);
+    }
+    forebay.idle().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_reads_holds_up_no_other_on_its_connection() {
+    const MUCH: usize = 60 << 20;
+    for version in VERSIONS {
+        let engine = Engine::new(|asked| match asked.head.uri.path() {
+            "/raw/much" => Reply::head(200, "text/plain").data(vec![b'x'; MUCH]).end(),
+            _ => Reply::head(200, "text/plain").data(vec![b'y'; 5 << 20]).end(),
+        })
+        .await;
+        let forebay = in_front_of(&[&engine]).start().await;
+        let mut stalled = Vec::new();
+        for _ in 0..3 {
+            stalled.push(Client::connect(&forebay, version).await);
+        }
+        let mut held = Vec::new();
+        for (n, client) in stalled.iter_mut().enumerate() {
+            held.push(client.send(&post("/raw/much")).await.answer().await);
+            // Until the engine can write no more: what lies in between is full.
+            let asked = engine.asked(n).await;
+            let mut last = (0, Instant::now());
+            eventually("the engine is held", || {
+                if asked.sent() != last.0 {
+                    last = (asked.sent(), Instant::now());
+                }
+                (last.0 > 0 && last.1.elapsed() > Duration::from_millis(300)).then_some(())
+            })
+            .await;
+            assert!(asked.sent() < MUCH / 2, "{version:?}: forebay took in {} bytes for nobody", asked.sent());
+        }
+        let mut client = Client::connect(&forebay, version).await;
+        for _ in 0..3 {
+            let answer = client.ask(&post("/raw/other")).await;
+            assert_eq!((answer.complete, answer.body.len()), (true, 5 << 20), "{version:?}");
+        }
+        assert_eq!(engine.connections(), 1, "{version:?}");
+        drop(held);
+        drop(stalled);
+        forebay.idle().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stalled_stream_goes_on_when_it_is_read_again() {
+    for version in VERSIONS {
+        let engine = Engine::always(Reply::head(200, "text/plain").data(vec![b'x'; 40 << 20]).end()).await;
+        let forebay = in_front_of(&[&engine]).start().await;
+        let mut client = Client::connect(&forebay, version).await;
+        let answer = client.send(&post("/raw/much")).await.answer().await;
+        tokio::time::sleep(Duration::from_millis(300)).await; // the passing of time is what is tested
+        let whole = answer.whole().await;
+        assert_eq!((whole.complete, whole.body.len()), (true, 40 << 20), "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_has_its_stream_reset_and_no_other() {
+    for (version, how) in WAYS {
+        for (begins, reply) in [(false, Reply::silence()), (true, Reply::events().data("data: 1\n\n"))] {
+            let gate = Gate::new();
+            let (stuck, open) = (reply.stall(), gate.clone());
+            let engine = Engine::new(move |asked| match asked.head.uri.path() {
+                "/raw/other" => Reply::head(200, "text/plain").wait(&open).data("other").end(),
+                _ => stuck.clone(),
+            })
+            .await;
+            let forebay = in_front_of(&[&engine]).start().await;
+            let mut other = Client::connect(&forebay, Version::H2).await;
+            let waiting = other.send(&post("/raw/other")).await.answer().await;
+            let mut client = Client::connect(&forebay, version).await;
+            let pending = client.send(&prompt()).await;
+            let asked = engine.asked(1).await;
+            let left = if begins {
+                let mut answer = pending.answer().await;
+                assert_eq!(answer.event().await.as_deref(), Some("data: 1\n\n"));
+                let left = Instant::now();
+                answer.leave(how);
+                left
+            } else {
+                let left = Instant::now();
+                pending.leave(how);
+                left
+            };
+            let (gone, reason) = asked.gone().await;
+            let after = gone.saturating_duration_since(left);
+            assert!(after < AT_ONCE, "{version:?} {how:?}: freed only after {after:?}");
+            assert_eq!(reason, Some(Reason::CANCEL), "{version:?} {how:?}");
+            gate.open();
+            let whole = waiting.whole().await;
+            assert_eq!((whole.text(), whole.complete), ("other", true), "{version:?} {how:?}");
+            forebay.idle().await;
+            assert_eq!(forebay.record().await["end"], "client_gone");
+            assert_eq!((engine.connections(), forebay.server(0).errors()), (1, 0));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_mid_body_has_its_stream_reset() {
+    for (version, how) in WAYS {
+        let engine = Engine::fine().await;
+        let forebay = in_front_of(&[&engine]).start().await;
+        let mut client = Client::connect(&forebay, version).await;
+        let mut pending = client.begin(&post("/raw/x").pieces(1)).await;
+        assert!(pending.pour(Bytes::from_static(b"half"), false).await);
+        let asked = engine.begun(0).await;
+        eventually("a part of the body", || (asked.body().len() == 4).then_some(())).await;
+        let left = Instant::now();
+        pending.leave(how);
+        let (gone, _) = asked.gone().await;
+        let after = gone.saturating_duration_since(left);
+        assert!(after < AT_ONCE, "{version:?} {how:?}: freed only after {after:?}");
+        forebay.idle().await;
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_is_silent_is_given_up_in_time_and_only_its_stream() {
+    for version in VERSIONS {
+        let gate = Gate::new();
+        let open = gate.clone();
+        let engine = Engine::new(move |asked| match asked.head.uri.path() {
+            "/raw/other" => Reply::head(200, "text/plain").wait(&open).data("other").end(),
+            _ => Reply::silence().stall(),
+        })
+        .await;
+        let forebay = in_front_of(&[&engine]).and("[pool.p.timeouts]\nfirst_byte = \"300ms\"").start().await;
+        let mut other = Client::connect(&forebay, Version::H2).await;
+        let waiting = other.send(&post("/raw/other")).await.answer().await;
+        let answer = Client::connect(&forebay, version).await.ask(&prompt()).await;
+        assert_eq!((answer.status, &*answer.code()), (504, "upstream_timeout"), "{version:?}");
+        engine.asked(1).await.gone().await;
+        gate.open();
+        assert!(waiting.whole().await.complete, "{version:?}");
+        assert_eq!(engine.requests(), 2);
+        forebay.idle().await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_an_engine_resets_before_its_answer_is_not_sent_again() {
+    for version in VERSIONS {
+        for reason in [Reason::INTERNAL_ERROR, Reason::CANCEL, Reason::NO_ERROR, Reason::ENHANCE_YOUR_CALM] {
+            for kept in [false, true] {
+                let engine = Engine::new(move |asked| match asked.head.uri.path() {
+                    "/raw/fine" => Reply::json(200, "{}"),
+                    _ => Reply::silence().reset(reason),
+                })
+                .await;
+                let second = Engine::fine().await;
+                let forebay = in_front_of(&[&engine, &second]).each(&["weight = 1", "backup = true"]).start().await;
+                let fine = usize::from(kept);
+                if kept {
+                    assert_eq!(Client::connect(&forebay, version).await.ask(&post("/raw/fine")).await.status, 200);
+                    forebay.idle().await;
+                    forebay.record().await;
+                }
+                let answer = Client::connect(&forebay, version).await.ask(&prompt()).await;
+                assert_eq!((answer.status, &*answer.code()), (502, "upstream_unavailable"), "{version:?} {reason:?}");
+                assert_eq!((engine.requests() - fine, second.requests()), (1, 0), "{version:?} {reason:?} {kept}");
+                let record = forebay.record().await;
+                assert_eq!((&record["attempts"], &record["end"]), (&1.into(), &"error".into()), "{record}");
+                forebay.idle().await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_an_engine_refuses_is_sent_once_more() {
+    for version in VERSIONS {
+        for (kept, refusals, status) in [(true, 1, 200), (true, 2, 502), (false, 1, 200), (false, 2, 502)] {
+            let left = parking_lot::Mutex::new(refusals);
+            let engine = Engine::new(move |asked| {
+                let mut left = left.lock();
+                if asked.head.uri.path() == "/raw/fine" || *left == 0 {
+                    return Reply::json(200, "{\"ok\":true}");
+                }
+                *left -= 1;
+                Reply::silence().reset(Reason::REFUSED_STREAM)
+            })
+            .await;
+            let forebay = in_front_of(&[&engine]).start().await;
+            if kept {
+                assert_eq!(Client::connect(&forebay, version).await.ask(&post("/raw/fine")).await.status, 200);
+                forebay.idle().await;
+                forebay.record().await;
+            }
+            let request = large(200_000);
+            let answer = Client::connect(&forebay, version).await.ask(&request).await;
+            assert_eq!(answer.status, status, "{version:?} kept {kept} {refusals}");
+            assert_eq!(engine.requests() - usize::from(kept), 2, "{version:?} kept {kept} {refusals}");
+            assert_eq!(forebay.record().await["attempts"], 1);
+            if status == 200 {
+                assert_eq!(engine.asked(1 + usize::from(kept)).await.body().len(), 200_020);
+            }
+            forebay.idle().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_a_going_engine_left_undone_is_sent_once_more() {
+    for version in VERSIONS {
+        for kept in [false, true] {
+            let undone = usize::from(kept);
+            let engine = Frames::new(move |n, stream| {
+                if n == undone {
+                    // What came before is done, this is not.
+                    Written(go_away(stream.saturating_sub(2), Reason::NO_ERROR), true)
+                } else {
+                    Written([ok(stream, false), frame(0, 1, stream, b"{}")].concat(), false)
+                }
+            })
+            .await;
+            let forebay = in_front_of_frames(&engine).await;
+            let mut client = Client::connect(&forebay, version).await;
+            for n in 0..undone + 1 {
+                let answer = client.ask(&prompt()).await;
+                assert_eq!((answer.status, answer.text()), (200, "{}"), "{version:?} kept {kept} {n}");
+                forebay.idle().await;
+                assert_eq!(forebay.record().await["attempts"], 1);
+            }
+            assert_eq!(engine.requests(), undone + 2, "{version:?} kept {kept}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_dies_under_a_request_is_no_success() {
+    for version in VERSIONS {
+        let engine = Frames::new(|_, _| Written(vec![], true)).await;
+        let forebay = in_front_of_frames(&engine).await;
+        let answer = Client::connect(&forebay, version).await.ask(&prompt()).await;
+        assert_eq!((answer.status, &*answer.code()), (502, "upstream_unavailable"), "{version:?}");
+        assert_eq!(engine.requests(), 1, "{version:?}: it was new, and may have taken the request");
+        forebay.idle().await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_looks_broken() {
+    let events = || Reply::events().data("data: {\"n\":1}\n\n");
+    let json = || Reply::head(200, "application/json");
+    for version in VERSIONS {
+        for (name, path, reply) in [
+            ("the connection, a stream", "/v1/chat/completions", events().breaks()),
+            ("the stream, a stream", "/v1/chat/completions", events().reset(Reason::INTERNAL_ERROR)),
+            ("the stream without an error, a stream", "/v1/chat/completions", events().reset(Reason::NO_ERROR)),
+            ("a clean end without its event", "/v1/chat/completions", events().end()),
+            ("the connection, a length", "/v1/embeddings", json().measured(100).data("{\"half\":").breaks()),
+            ("the stream, a length", "/v1/embeddings", json().measured(100).data("{\"half\":").reset(Reason::CANCEL)),
+            ("the connection, no length", "/v1/embeddings", json().data("{\"half\":").breaks()),
+            ("the stream, no length", "/v1/embeddings", json().data("{\"half\":").reset(Reason::INTERNAL_ERROR)),
+            ("no error, no length", "/v1/embeddings", json().data("{\"half\":").reset(Reason::NO_ERROR)),
+            ("a clean end, a length", "/v1/embeddings", json().measured(100).data("{\"half\":").end()),
+        ] {
+            let engine = Engine::always(reply).await;
+            let forebay = in_front_of(&[&engine]).start().await;
+            let answer = Client::connect(&forebay, version).await.ask(&prompt().to(path)).await;
+            assert_eq!((answer.status, answer.complete), (200, false), "{version:?} {name}: {answer:?}");
+            if path == "/v1/chat/completions" {
+                let text = answer.text();
+                assert!(text.contains("event: error\ndata: {\"error\":") && !text.contains("[DONE]"), "{name}: {text}");
+            }
+            let record = forebay.record().await;
+            assert_eq!((&record["end"], &record["attempts"]), (&"upstream_truncated".into(), &1.into()), "{record}");
+            assert_eq!(engine.requests(), 1, "{version:?} {name}");
+            forebay.idle().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_dies_breaks_all_its_streams_and_the_next_request_has_a_new_one() {
+    let engine = Engine::new(|asked| match asked.head.uri.path() {
+        "/raw/fine" => Reply::json(200, "{}"),
+        _ => Reply::events().data("data: 1\n\n").stall(),
+    })
+    .await;
+    let forebay = in_front_of(&[&engine]).start().await;
+    let mut clients = Vec::new();
+    for n in 0..6 {
+        clients.push(Client::connect(&forebay, VERSIONS[n % 2]).await);
+    }
+    let mut answers = Vec::new();
+    for client in &mut clients {
+        let mut answer = client.send(&prompt()).await.answer().await;
+        assert_eq!(answer.event().await.as_deref(), Some("data: 1\n\n"));
+        answers.push(answer);
+    }
+    assert_eq!(engine.connections(), 1);
+    engine.cut();
+    for answer in answers {
+        let whole = answer.whole().await;
+        assert!(!whole.complete && whole.text().starts_with("event: error\n"), "{whole:?}");
+    }
+    forebay.idle().await;
+    for version in VERSIONS {
+        assert_eq!(Client::connect(&forebay, version).await.ask(&post("/raw/fine")).await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_goes_away_finishes_its_streams_and_gets_the_next_request_on_a_new_connection() {
+    for version in VERSIONS {
+        for streaming in [false, true] {
+            let gate = Gate::new();
+            let open = gate.clone();
+            let engine = Engine::new(move |asked| match asked.head.uri.path() {
+                "/raw/fine" => Reply::json(200, "{}"),
+                _ => Reply::events().data("data: 1\n\n").wait(&open).data("data: [DONE]\n\n").end(),
+            })
+            .await;
+            let forebay = in_front_of(&[&engine]).start().await;
+            let mut client = Client::connect(&forebay, version).await;
+            let mut other = Client::connect(&forebay, version).await;
+            let held = if streaming {
+                let mut answer = other.send(&prompt()).await.answer().await;
+                assert_eq!(answer.event().await.as_deref(), Some("data: 1\n\n"));
+                Some(answer)
+            } else {
+                None
+            };
+            assert_eq!(client.ask(&post("/raw/fine")).await.status, 200);
+            forebay.idle_but(u32::from(streaming)).await;
+            assert_eq!(engine.connections(), 1);
+            for n in 0..5 {
+                engine.go_away();
+                let answer = client.ask(&post("/raw/fine")).await;
+                assert_eq!(answer.status, 200, "{version:?} streaming {streaming} {n}: {answer:?}");
+                forebay.idle_but(u32::from(streaming)).await;
+            }
+            assert!(engine.connections() > 1, "{version:?} streaming {streaming}");
+            if let Some(answer) = held {
+                gate.open();
+                let whole = answer.whole().await;
+                assert_eq!((whole.text(), whole.complete), ("data: [DONE]\n\n", true), "{version:?}");
+            }
+            assert_eq!(forebay.server(0).errors(), 0, "{version:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn probes_speak_http2_and_decide() {
+    let engine = Engine::fine().await;
+    let http1 = crate::upstream::Engine::fine().await;
+    let forebay = at(&[engine.address, http1.address])
+        .pool(HTTP2)
+        .health("interval = \"20ms\"\nrise = 2\nfall = 2\ntimeout = \"500ms\"")
+        .start()
+        .await;
+    for healthy in [true, false, true] {
+        engine.be_healthy(healthy);
+        eventually("its probes count", || (forebay.server(0).is_up() == healthy).then_some(())).await;
+    }
+    assert!(!forebay.server(1).is_up(), "it speaks HTTP/1.1 only");
+    assert_eq!(Client::connect(&forebay, Version::H1).await.ask(&prompt()).await.status, 200);
+    assert_eq!(forebay.record().await["server"], "s0");
+}
+
+#[tokio::test]
+async fn fields_after_the_body_reach_an_http2_client() {
+    let reply = Reply::head(200, "application/x").data("body").trailers(&[("x-sum", "42")]);
+    let engine = Engine::always(reply).await;
+    let forebay = in_front_of(&[&engine]).start().await;
+    for version in VERSIONS {
+        let mut client = Client::connect(&forebay, version).await;
+        let answer = client.send(&post("/raw/x")).await.answer().await;
+        let (whole, trailers) = soon("an answer with trailers", answer.with_trailers()).await;
+        assert_eq!((whole.text(), whole.complete), ("body", true), "{version:?}");
+        let sum = trailers.get("x-sum").map(|value| value.to_str().unwrap());
+        assert_eq!(sum, (version == Version::H2).then_some("42"), "Pingora 0.9.1 sends none over HTTP/1.1");
+    }
+}
+
+#[tokio::test]
+async fn both_sides_of_a_stream_may_talk_at_once() {
+    let gate = Gate::new();
+    let reply = Reply::head(200, "application/x").data("hello").wait(&gate).data("bye").end();
+    let engine = Engine::hasty(move |_| reply.clone()).await;
+    let forebay = in_front_of(&[&engine]).start().await;
+    let mut client = Client::connect(&forebay, Version::H2).await;
+    let mut answer = client.begin(&post("/raw/x").pieces(1)).await.answer().await;
+    assert_eq!(answer.piece().await.unwrap().as_deref(), Some(&b"hello"[..]));
+    let asked = engine.begun(0).await;
+    for n in 1..=20 {
+        answer.pour(Bytes::from_static(b"ping"), false).await;
+        eventually("it arrives while an answer is under way", || (asked.body().len() == 4 * n).then_some(())).await;
+    }
+    answer.pour(Bytes::new(), true).await;
+    gate.open();
+    let whole = answer.whole().await;
+    assert_eq!((whole.text(), whole.complete), ("bye", true));
+}
