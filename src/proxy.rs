@@ -33,6 +33,7 @@ use crate::access::Route;
 use crate::live::Current;
 use crate::observe::Observer;
 use crate::pool::retry::Failure;
+use crate::pool::settings::Protocol;
 use crate::pool::way::Outcome;
 use crate::prompt::{Dialect, LastEvent};
 use ending::{End, FIRST_BYTE};
@@ -161,6 +162,9 @@ impl ProxyHttp for Proxy {
         };
         readdress(to, route, &pool.settings.path_prefix)?;
         let via = s.req_header().version;
+        if via == Version::HTTP_2 && pool.settings.protocol == Protocol::Http2 {
+            headers::welcome_trailers(to, &s.req_header().headers)?;
+        }
         headers::to_engine(to, identity, via, &pool.settings.headers, x.admitted.credentials_pass)
     }
 

@@ -7,6 +7,7 @@ use http::Method;
 use http::header::{CONTENT_LENGTH, EXPECT};
 use pingora::Result;
 use pingora::http::ResponseHeader;
+use pingora::protocols::http::HttpTask;
 use pingora::proxy::Session;
 use tokio::time::timeout;
 
@@ -74,12 +75,12 @@ pub async fn answer(session: &mut Session, header: ResponseHeader, body: Bytes) 
         let _ = timeout(Duration::from_secs(1), drain(session, SMALL)).await;
     }
     let ends_with_header = body.is_empty() || session.req_header().method == Method::HEAD;
-    session.write_response_header(Box::new(header), ends_with_header).await?;
+    let mut tasks = vec![HttpTask::Header(Box::new(header), ends_with_header)];
     if !ends_with_header {
-        session.write_response_body(Some(body), true).await?;
-    } else {
-        session.write_response_body(None, true).await?;
+        tasks.push(HttpTask::Body(Some(body), true));
     }
+    // Pingora's `write_response_header` would leave the end to an empty piece of body, which gRPC's clients take for an error.
+    session.write_response_tasks(tasks).await?;
     if session.is_body_done() {
         return Ok(true);
     }

@@ -249,6 +249,13 @@ pub fn to_engine(
     Ok(())
 }
 
+/// Says again that trailers are welcome, where the client does: it is said for one connection only (RFC 9110 §10.1.4), and
+/// gRPC's servers answer nothing without it. For requests that are HTTP/2 on both sides.
+pub fn welcome_trailers(header: &mut RequestHeader, client: &HeaderMap) -> Result<()> {
+    let welcome = client.get_all(TE).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    if welcome { header.insert_header(TE, HeaderValue::from_static("trailers")) } else { Ok(()) }
+}
+
 /// Adds to a list in a field; several lines of it become one.
 fn append(fields: &mut HeaderMap, name: HeaderName, value: HeaderValue) -> Result<()> {
     match fields.entry(name) {

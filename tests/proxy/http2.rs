@@ -530,6 +530,27 @@ async fn fields_after_the_body_reach_an_http2_client() {
 }
 
 #[tokio::test]
+async fn that_trailers_are_welcome_goes_on_where_they_can_come_back() {
+    let http2 = Engine::fine().await;
+    let http1 = crate::upstream::Engine::fine().await;
+    let forebay = in_front_of(&[&http2])
+        .and(&crate::harness::pool("q", &http1, ""))
+        .and("[[route]]\nname = \"q\"\npath = \"/q/*\"\npool = \"q\"\nauth = \"none\"\n")
+        .start()
+        .await;
+    for (version, sent, gets) in
+        [(Version::H2, "trailers", Some("trailers")), (Version::H1, "trailers", None), (Version::H1, "gzip", None)]
+    {
+        let mut client = Client::connect(&forebay, version).await;
+        let before = (http2.requests(), http1.requests());
+        assert_eq!(client.ask(&post("/raw/x").header("te", sent)).await.status, 200);
+        assert_eq!(http2.asked(before.0).await.header("te"), gets, "{version:?} {sent}");
+        assert_eq!(client.ask(&post("/q/x").header("te", sent)).await.status, 200);
+        assert_eq!(http1.asked(before.1).await.header("te"), None, "{version:?} {sent}");
+    }
+}
+
+#[tokio::test]
 async fn both_sides_of_a_stream_may_talk_at_once() {
     let gate = Gate::new();
     let reply = Reply::head(200, "application/x").data("hello").wait(&gate).data("bye").end();
