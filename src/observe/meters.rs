@@ -16,8 +16,11 @@ pub struct Meters {
     /// By route, one more for none; within it by who answers: nobody, a model, a pool.
     requests: Box<[OnceLock<Box<Requests>>]>,
     /// By pool and server.
-    servers: Box<[Box<[OnceLock<Box<Attempts>>]>]>,
+    servers: Box<[Servers]>,
 }
+
+/// The metrics of one pool's servers, by place.
+type Servers = Box<[OnceLock<Box<Attempts>>]>;
 
 /// The metrics of the requests of one route that one model or pool answers.
 #[derive(Debug)]

@@ -45,7 +45,7 @@ fn score(hash: u64, weight: u32) -> f64 {
 
 fn hash(address: IpAddr) -> u64 {
     let bits = match address {
-        IpAddr::V4(address) => u128::from(address.to_ipv6_mapped().to_bits()),
+        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
         IpAddr::V6(address) => address.to_bits(),
     };
     mix(mix((bits >> 64) as u64) ^ bits as u64)
