@@ -133,9 +133,14 @@ impl Drop for Folder {
 // === impl Process ===
 
 impl Process {
-    fn start(arguments: &[&str], from_stdout: bool) -> Self {
+    fn start(arguments: &[&str], environment: &[(&str, &str)], from_stdout: bool) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(arguments)
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary runs");
         let out: Box<dyn Read + Send> = match from_stdout {
             true => Box::new(child.stdout.take().expect("piped")),
@@ -188,15 +193,21 @@ impl Forebay {
 
     /// A daemon that serves by this file of the folder.
     pub(crate) fn start_with(folder: Folder, name: &str) -> Self {
-        let process = Process::start(&["run", "-c", &folder.path(name)], false);
+        Self::start_with_environment(folder, name, &[])
+    }
+
+    /// The same with these variables.
+    pub(crate) fn start_with_environment(folder: Folder, name: &str, environment: &[(&str, &str)]) -> Self {
+        let process = Process::start(&["run", "-c", &folder.path(name)], environment, false);
         let mut forebay = Self { process, folder, listens: vec![] };
         until("forebay serves", || {
             let said = forebay.log();
             assert!(forebay.process.child.try_wait().expect("a child").is_none(), "it ended: {said}");
-            said.contains(" serves\"").then_some(())
+            said.lines().any(|line| line.trim_end_matches(['"', '}']).ends_with(" serves")).then_some(())
         });
-        let listens = forebay.messages().into_iter();
-        forebay.listens = listens.filter_map(|said| Some(said.split_once("listening on ")?.1.to_owned())).collect();
+        let said = forebay.log();
+        let listens = said.lines().filter_map(|line| Some(line.split_once("listening on ")?.1));
+        forebay.listens = listens.map(|address| address.trim_end_matches(['"', '}']).to_owned()).collect();
         forebay
     }
 
@@ -335,7 +346,7 @@ impl Engine {
         self.kill();
         let mut arguments = vec!["engine", "--listen", &self.address, "--name", &self.name];
         arguments.extend(self.flags.iter().map(String::as_str));
-        let mut process = Process::start(&arguments, true);
+        let mut process = Process::start(&arguments, &[], true);
         let address = until("the engine listens", || {
             assert!(process.child.try_wait().expect("a child").is_none(), "the engine ended");
             process.said().trim_end().rsplit_once("http://").map(|(_, address)| address.to_owned())

@@ -108,6 +108,13 @@ impl Client {
         Ok(answer)
     }
 
+    /// Reads the header of a stream and its first event.
+    pub(crate) fn begun(&mut self) -> io::Result<Answer> {
+        let answer = self.header()?;
+        self.chunk()?;
+        Ok(answer)
+    }
+
     /// Reads a stream to its last chunk. Whether it came with `[DONE]`.
     pub(crate) fn end_stream(&mut self) -> io::Result<bool> {
         let mut last = Vec::new();

@@ -1,11 +1,16 @@
 //! The real `forebay` process, from outside: commands, signals, reloads, probes, and clients that behave badly.
 
 mod check;
+mod clients;
 mod configuration;
+mod credentials;
 mod hardening;
 mod harness;
 mod http;
+mod logs;
 mod probes;
 mod reload;
 mod signals;
 mod start;
+mod stub;
+mod unix;

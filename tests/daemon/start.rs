@@ -39,14 +39,12 @@ fn an_address_that_is_not_ours_is_one_clear_line() {
 #[test]
 fn a_unix_socket_that_cannot_be_made_is_one_clear_line() {
     let folder = Folder::with(&[("file", "not a folder")]);
-    let long = format!("unix:{}", folder.path(&"x".repeat(200)));
     for path in ["none/forebay.sock", "file/forebay.sock", "file"] {
         let listen = format!("unix:{}", folder.path(path));
         let said = refused(&Configuration::of(&["127.0.0.1:1"]).listen(&listen));
         assert!(said.starts_with(&format!("forebay: cannot listen on {listen}: ")), "{said}");
     }
     assert_eq!(folder.read("file"), "not a folder", "a file that is no socket is left alone");
-    assert!(refused(&Configuration::of(&["127.0.0.1:1"]).listen(&long)).contains("cannot listen on"));
 }
 
 #[test]
