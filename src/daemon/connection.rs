@@ -63,6 +63,11 @@ pub fn header_complete() {
     let _ = CONNECTION.try_with(|connection| connection.enter(Phase::Busy)); // elsewhere nobody watches
 }
 
+/// Makes the connection known to all that runs within `task`.
+pub fn scope<T>(connection: Arc<Connection>, task: impl Future<Output = T>) -> impl Future<Output = T> {
+    CONNECTION.scope(connection, task)
+}
+
 // === impl Limits ===
 
 impl Limits {
@@ -149,10 +154,12 @@ impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Edge<A> {
         if http1 && session.get_keepalive().is_some() {
             session.set_keepalive(Some(0)); // no timer per read: the watchdog has the limits
         }
-        let again = CONNECTION.scope(self.connection.clone(), self.app.process_new_http(session, shutdown)).await;
-        if http1 {
-            self.connection.enter(Phase::Idle);
+        let exchange = self.app.process_new_http(session, shutdown);
+        if !http1 {
+            return scope(self.connection.clone(), exchange).await; // each stream is a task
         }
+        let again = exchange.await;
+        self.connection.enter(Phase::Idle);
         again
     }
 

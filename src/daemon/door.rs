@@ -12,7 +12,7 @@ use pingora::protocols::{GetSocketDigest, SocketDigest};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 
-use super::connection::{Connection, Edge, Limits};
+use super::connection::{self, Connection, Edge, Limits};
 use super::listen::Bound;
 use super::refusal;
 use super::wire::Wire;
@@ -151,10 +151,14 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
         };
         let edge = Arc::new(Edge::new(self.app.clone(), connection.clone(), limits));
         let wire = Box::new(Wire::new(Box::new(stream), connection.clone()));
+        let stop = self.stop.clone();
+        // A task of its own, else the watchdog would be looked at whenever a byte comes or goes.
+        let mut served = tokio::spawn(connection::scope(connection.clone(), async move {
+            ServerApp::process_new(&edge, wire, &self.stop).await;
+        }));
         tokio::select! {
-            biased;
-            _ = ServerApp::process_new(&edge, wire, &self.stop) => {}
-            () = connection.watch(limits, self.stop.clone()) => {}
+            _ = &mut served => {}
+            () = connection.watch(limits, stop) => served.abort(),
         }
     }
 }
