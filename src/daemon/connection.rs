@@ -145,22 +145,24 @@ impl<A> Edge<A> {
 
 #[async_trait]
 impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Edge<A> {
+    /// Over HTTP/1: all requests of the connection, one after the other.
     async fn process_new_http(
         self: &Arc<Self>,
         mut session: ServerSession,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        let http1 = session.as_http1().is_some();
-        if http1 && session.get_keepalive().is_some() {
-            session.set_keepalive(Some(0)); // no timer per read: the watchdog has the limits
+        if session.as_http1().is_none() {
+            // Each stream is a task.
+            return scope(self.connection.clone(), self.app.process_new_http(session, shutdown)).await;
         }
-        let exchange = self.app.process_new_http(session, shutdown);
-        if !http1 {
-            return scope(self.connection.clone(), exchange).await; // each stream is a task
+        loop {
+            if session.get_keepalive().is_some() {
+                session.set_keepalive(Some(0)); // no timer per read: the watchdog has the limits
+            }
+            let again = self.app.process_new_http(session, shutdown).await?;
+            self.connection.enter(Phase::Idle);
+            session = next(again).await?;
         }
-        let again = exchange.await;
-        self.connection.enter(Phase::Idle);
-        again
     }
 
     fn h2_options(&self) -> Option<H2Options> {
@@ -170,4 +172,16 @@ impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Edge<A> {
     fn server_options(&self) -> Option<&HttpServerOptions> {
         Some(&self.options)
     }
+}
+
+/// The session of the next request, once its first bytes are there: what a proxy keeps for a request is large, and an idle
+/// connection needs none of it.
+async fn next(again: ReusedHttpStream) -> Option<ServerSession> {
+    let (mut stream, settings) = again.consume();
+    stream.try_peek(&mut [0]).await.ok()?;
+    let mut session = ServerSession::new_http1(stream);
+    if let Some(settings) = settings {
+        settings.apply_to_session(&mut session);
+    }
+    Some(session)
 }

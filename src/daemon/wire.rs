@@ -1,5 +1,5 @@
-//! The client's stream as Pingora sees it: it tells when bytes come, gathers small writes, and looks ahead for the HTTP/2
-//! preface without hanging on a shorter request.
+//! The client's stream as Pingora sees it: it tells when bytes come, gathers small writes, and looks ahead: for the HTTP/2
+//! preface without hanging on a shorter request, and for the next request.
 //!
 //! Pingora 0.9.1 peeks by reading 24 bytes, however many come; and the buffer of its own stream cannot be set from outside.
 
@@ -23,6 +23,8 @@ use super::connection::Connection;
 
 /// Small writes are gathered up to this many bytes.
 const WRITE_BUFFER: usize = 4096;
+/// The room for what is read ahead: most requests whole.
+const READ_AHEAD: usize = 4096;
 /// What an HTTP/2 client sends first (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -94,6 +96,7 @@ impl Peek for Wire {
     /// Stops at the first byte that is not the preface's. What was read is read again from `ahead`.
     async fn try_peek(&mut self, buffer: &mut [u8]) -> io::Result<bool> {
         while self.ahead.len() < buffer.len() && PREFACE.starts_with(&self.ahead) {
+            self.ahead.reserve(READ_AHEAD);
             if self.io.get_mut().read_buf(&mut self.ahead).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
