@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod body;
 pub mod client;
+pub mod cork;
 pub mod ending;
 pub mod exchange;
 pub mod headers;
@@ -36,6 +37,7 @@ use crate::pool::retry::Failure;
 use crate::pool::settings::Protocol;
 use crate::pool::way::Outcome;
 use crate::prompt::{Dialect, LastEvent};
+use cork::Cork;
 use ending::{End, FIRST_BYTE};
 use exchange::Exchange;
 use headers::Identity;
@@ -139,9 +141,11 @@ impl ProxyHttp for Proxy {
         reused: bool,
         _: &HttpPeer,
         _: RawFd,
-        _: Option<&Digest>,
+        digest: Option<&Digest>,
         x: &mut Exchange,
     ) -> Result<()> {
+        // A body that streams may be long in coming.
+        *x.shared.cork.lock() = digest.filter(|_| x.admitted.body > 0).and_then(Cork::put);
         if let Some([pool, server]) = x.attempt() {
             x.live.meters.connected(&self.observer.metrics, pool, server, reused);
         }

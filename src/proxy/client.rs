@@ -30,6 +30,7 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use tokio::time::{Instant, Sleep, timeout};
 
+use super::cork::Cork;
 use super::ending::{BODY_SILENT, BODY_TOO_LARGE, FIRST_BYTE, UNFINISHED};
 
 /// What a request's context and its [`Client`] share.
@@ -41,6 +42,8 @@ pub struct Shared {
     pub writing: AtomicBool,
     /// The daemon stops: the client's connection ends with this answer.
     pub closing: AtomicBool,
+    /// In the engine's socket while it has the header and not yet the body.
+    pub cork: Mutex<Option<Cork>>,
     /// Where a [`Client`] leaves the real session when it is dropped.
     home: Mutex<Option<Box<ServerSession>>>,
 }
@@ -330,7 +333,11 @@ impl CustomSession for Client {
         match &self.body {
             Body::Whole(body) => {
                 self.given = true;
-                Ok(Some(body.clone()))
+                let body = body.clone();
+                Ok(Some(match self.shared.cork.lock().take() {
+                    Some(cork) => cork.before(body),
+                    None => body,
+                }))
             }
             Body::Streamed { silence, most } => self.streamed(*silence, *most).await,
         }

@@ -7,6 +7,7 @@ use pingora::Result;
 use pingora::protocols::TcpKeepalive;
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 
+use super::cork::Connector;
 use super::rejection::Rejection;
 use crate::pool::Settings;
 use crate::pool::settings::{Endpoint, Protocol};
@@ -37,9 +38,15 @@ pub fn of(settings: &Settings, endpoint: &Endpoint, fresh: bool) -> Result<Box<H
         Endpoint::Unix(path) => HttpPeer::new_uds(path.to_str().ok_or(Rejection::Unavailable)?, false, String::new())?,
     });
     let options = &mut peer.options;
-    options.connection_timeout = settings.connect;
+    options.total_connection_timeout = settings.connect; // the other one does not hold for a connector of one's own
     options.idle_timeout = Some(settings.idle_timeout);
-    options.tcp_keepalive = matches!(endpoint, Endpoint::Socket(_)).then_some(KEEPALIVE);
+    if let Endpoint::Socket(_) = endpoint {
+        options.tcp_keepalive = Some(KEEPALIVE);
+        if settings.protocol == Protocol::Http1 {
+            // Over HTTP/2 the requests that share a connection would hold each other up.
+            options.custom_l4 = Some(Connector::shared());
+        }
+    }
     options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
     if settings.protocol == Protocol::Http2 {
         options.set_http_version(2, 2);

@@ -1,9 +1,12 @@
 //! What passes in each direction: who asks, by which way, and nothing that is meant for one connection alone.
 
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 
 use crate::client::{Client, Http1, Request, VERSIONS, Version, get, post, prompt, request};
-use crate::harness::{SECRET, eventually, in_front_of, key, pool};
+use crate::harness::{SECRET, eventually, in_front_of, key, pool, soon};
 use crate::upstream::{Asked, Engine, Gate, Reply};
 
 /// Routes around pool `q`: `/raw/*` for anyone, `/triton/*` with its prefix taken off.
@@ -74,6 +77,33 @@ async fn names_reach_the_engine_in_one_spelling_however_the_client_spelled_them(
     let asked = engine.asked(0).await;
     for line in ["\r\naccept: */*\r\n", "\r\nx-team: search\r\n"] {
         assert!(asked.head.contains(line), "{}", asked.head);
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_reaches_the_engine_in_one_piece_with_its_header() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let raw = listener.local_addr().unwrap();
+    let (told, mut heard) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut piece = vec![0; 1 << 16];
+            let length = stream.read(&mut piece).await.unwrap();
+            if piece.starts_with(b"POST") {
+                told.send(String::from_utf8_lossy(&piece[..length]).into_owned()).unwrap();
+            }
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        }
+    });
+    let engine = Engine::fine().await;
+    let tables = format!("[pool.raw]\nservers = [\"{raw}\"]\n[model.n]\npool = \"raw\"");
+    let forebay = in_front_of(&[&engine]).and(&tables).start().await;
+    let mut client = Client::connect(&forebay, Version::H1).await;
+    let body = json!({"model": "n", "prompt": "word ".repeat(1_000)}).to_string();
+    for _ in 0..10 {
+        assert_eq!(client.ask(&post("/v1/completions").key(SECRET).body(body.clone())).await.status, 200);
+        let piece = soon("a prompt", heard.recv()).await.unwrap();
+        assert!(piece.ends_with(&body), "{piece}");
     }
 }
 
