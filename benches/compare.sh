@@ -6,7 +6,7 @@
 #   benches/compare.sh instructions    instructions a request and an event under valgrind, and where forebay's go
 #
 # FOREBAY=FILE measures another binary; ROUNDS (7) and SECONDS_EACH (3) make it longer, REQUESTS (2000) the valgrind runs.
-# PACE (50; under valgrind 20) is the events a second of each stream.
+# PACE (50; under valgrind 10) is the events a second of each stream.
 # The proxy has core 0 for itself; load and engine share core 1.
 set -euo pipefail
 here=$(realpath "$(dirname "${BASH_SOURCE[0]}")")
@@ -16,7 +16,7 @@ mode=${1:-time}
 FOREBAY=${FOREBAY:-${CARGO_TARGET_DIR:-$here/../target}/release/forebay}
 ROUNDS=${ROUNDS:-7} SECONDS_EACH=${SECONDS_EACH:-3} REQUESTS=${REQUESTS:-2000}
 # Under valgrind events that come faster than they are passed on would be gathered.
-[[ $mode == instructions ]] && PACE=${PACE:-20} || PACE=${PACE:-50}
+[[ $mode == instructions ]] && PACE=${PACE:-10} || PACE=${PACE:-50}
 PROXY_CORE=0 LOAD_CORE=1
 KEY=sk-$(head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n')
 export KEY PACE
