@@ -141,7 +141,7 @@ proxy() {
     port=$(free_port)
     case $name-$log in
     forebay-*)
-        fill forebay.toml "$file" "PORT=$port" "ADMIN=$(free_port)" "LOG=${log/log/stderr}" \
+        fill forebay.toml "$file" "PORT=$port" "ADMIN=$(free_port)" "LOG=${log/#log/$dir/forebay.access}" \
             "SHA256=$(printf %s "$KEY" | sha256sum | cut -d' ' -f1)"
         start "$title" "$PROXY_CORE" "$@" "$FOREBAY" run -c "$file"
         ;;

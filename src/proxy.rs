@@ -74,7 +74,9 @@ impl Proxy {
         }
         let form = Form::of(x.answer.dialect, session.req_header().headers.get(CONTENT_TYPE));
         let (mut header, body) = rejection.response(form)?;
-        header.insert_header(headers::REQUEST_ID, x.request_id())?;
+        if let Some(identity) = &x.identity {
+            headers::name_request(&mut header, identity, x.answer.dialect)?;
+        }
         Ok(body::answer(session, header, body).await? && !closes)
     }
 
@@ -198,8 +200,9 @@ impl ProxyHttp for Proxy {
         // HTTP/1.0 knows no chunks: the answer ends with the connection (RFC 9112 §6.1).
         let ends = s.req_header().version < Version::HTTP_11 && header.remove_header(&TRANSFER_ENCODING).is_some();
         x.shared.closing.store(ends || self.current.is_draining(), Relaxed);
+        headers::to_client(header)?;
         match &x.identity {
-            Some(identity) => headers::to_client(header, identity),
+            Some(identity) => headers::name_request(header, identity, x.answer.dialect),
             None => Ok(()),
         }
     }

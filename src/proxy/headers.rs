@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::rejection::Rejection;
 use crate::access::key::CREDENTIALS;
 use crate::pool::settings::Headers;
+use crate::prompt::Dialect;
 
 /// The longest request line, in bytes.
 const MAX_LINE: usize = 8 * 1024;
@@ -30,6 +31,8 @@ const MAX_ID: usize = 128;
 
 /// The header that names a request, in both directions.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The same in the word of Anthropic's SDKs, for the client.
+const ANTHROPIC_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -276,7 +279,7 @@ fn append(fields: &mut HeaderMap, name: HeaderName, value: HeaderValue) -> Resul
 }
 
 /// Makes the header that the client gets out of an engine's: without what was meant for the connection to the engine.
-pub fn to_client(header: &mut ResponseHeader, identity: &Identity) -> Result<()> {
+pub fn to_client(header: &mut ResponseHeader) -> Result<()> {
     let reason = header.get_reason_phrase().filter(|reason| header.status.canonical_reason() != Some(reason));
     let reason = reason.map(str::to_owned);
     let empty = http::Response::new(()).into_parts().0;
@@ -290,9 +293,16 @@ pub fn to_client(header: &mut ResponseHeader, identity: &Identity) -> Result<()>
     for name in for_the_connection(fields) {
         fields.remove(name);
     }
-    fields.insert(REQUEST_ID, identity.request_id.clone());
     *header = parts.into();
     header.set_reason_phrase(reason.as_deref())
+}
+
+/// Names the request to its client, in the word of its SDK too where the engine did not.
+pub fn name_request(header: &mut ResponseHeader, identity: &Identity, dialect: Dialect) -> Result<()> {
+    if dialect == Dialect::Messages && !header.headers.contains_key(&ANTHROPIC_REQUEST_ID) {
+        header.insert_header(ANTHROPIC_REQUEST_ID, &identity.request_id)?;
+    }
+    header.insert_header(REQUEST_ID, &identity.request_id)
 }
 
 /// The fields that are about one connection: those that always are, and those that `Connection` names (RFC 9110 §7.6.1).
@@ -473,10 +483,27 @@ mod tests {
         {
             header.append_header(name, value).unwrap();
         }
-        to_client(&mut header, &identity(&[("x-request-id", "id-1")], "9.9.9.9")).unwrap();
+        to_client(&mut header).unwrap();
         let mut names: Vec<&str> = header.headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        assert_eq!(names, ["x-model", "x-request-id"]);
+        assert_eq!(names, ["x-model"]);
+    }
+
+    #[test]
+    fn a_client_hears_the_requests_id_in_the_word_of_its_sdk() {
+        let identity = identity(&[("x-request-id", "id-1")], "9.9.9.9");
+        for (dialect, engines, expected) in [
+            (Dialect::Completions, None, None),
+            (Dialect::Completions, Some("req_1"), Some("req_1")),
+            (Dialect::Messages, None, Some("id-1")),
+            (Dialect::Messages, Some("req_1"), Some("req_1")),
+        ] {
+            let mut header = ResponseHeader::build(200, None).unwrap();
+            engines.into_iter().for_each(|id| header.insert_header("request-id", id).unwrap());
+            name_request(&mut header, &identity, dialect).unwrap();
+            let got = |name: &str| header.headers.get(name).map(|value| value.to_str().unwrap());
+            assert_eq!((got("x-request-id"), got("request-id")), (Some("id-1"), expected));
+        }
     }
 
     #[test]
