@@ -30,7 +30,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 pub use toml::Spanned;
 
-pub use address::{Address, Listen};
+pub use address::Listen;
 pub use fault::{Fault, Faults, Place};
 pub use merge::Declared;
 pub use secret::Secret;
@@ -41,7 +41,7 @@ use crate::access::route::Auth;
 use crate::observe::Format;
 use crate::observe::access_log::Destination;
 use crate::pool::balance::Balance;
-use crate::pool::settings::Protocol;
+use crate::pool::settings::{Address, Protocol};
 
 /// The whole file, its includes merged into it.
 #[derive(Debug, Default, Deserialize)]

@@ -165,8 +165,9 @@ impl Daemon {
             let unix = matches!(bound.listen, Listen::Unix(_));
             Arc::new(Admin::new(current.clone(), observer.clone(), reloader.clone(), unix))
         };
-        let clients = Some(current.clients.clone());
-        (Doors::open(traffic, &current, clients, |_| proxy.clone()), Doors::open(admin, &current, None, answers))
+        let (clients, tools) = (current.clients.clone(), Clients::default());
+        let traffic = Doors::open(traffic, &current, clients, true, |_| proxy.clone());
+        (traffic, Doors::open(admin, &current, tools, false, answers))
     }
 }
 
@@ -176,7 +177,8 @@ impl Doors {
     fn open<A>(
         all: Vec<Bound>,
         current: &Arc<Current>,
-        clients: Option<Clients>,
+        clients: Clients,
+        limited: bool,
         app: impl Fn(&Bound) -> Arc<A>,
     ) -> Self
     where
@@ -187,7 +189,7 @@ impl Doors {
         let mut loops = JoinSet::new();
         for bound in all {
             let (current, stop, open) = (current.clone(), stopped.clone(), held.clone());
-            loops.spawn(Door { app: app(&bound), current, stop, open, clients: clients.clone() }.run(bound));
+            loops.spawn(Door { app: app(&bound), current, stop, open, clients: clients.clone(), limited }.run(bound));
         }
         Self { stop, open, loops }
     }

@@ -107,18 +107,34 @@ pub struct Observer {
     pub access_log: AccessLog,
 }
 
+// === impl Left ===
+
+impl Left {
+    /// All of them, in their order.
+    const ALL: [Self; 3] = [Self::Request, Self::Waiting, Self::Answer];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Waiting => "waiting",
+            Self::Answer => "answer",
+        }
+    }
+}
+
 // === impl Observer ===
 
 impl Observer {
-    /// Counts in `metrics`, writes to `access_log`.
-    #[must_use]
-    pub fn new(metrics: Metrics, access_log: AccessLog) -> Self {
-        Self { metrics, access_log }
-    }
-
     /// A request of the plan that has these meters has ended.
     pub fn observe(&self, record: &Record<'_>, meters: &Meters) {
         self.metrics.count(record, meters);
         self.access_log.write(record);
+    }
+
+    /// A connection to this server of this pool was taken for an attempt; `reused`: one that was there.
+    pub fn connected(&self, [pool, server]: [Named<'_>; 2], reused: bool, meters: &Meters) {
+        if let Some(attempts) = meters.attempts(&self.metrics, pool, server) {
+            if reused { attempts.reused.inc() } else { attempts.fresh.inc() }
+        }
     }
 }

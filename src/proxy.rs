@@ -66,7 +66,7 @@ impl Proxy {
     }
 
     /// Answers a rejection where nothing was answered yet. Whether the client's connection can live on.
-    async fn refuse(&self, session: &mut Session, x: &Exchange, rejection: &Rejection) -> Result<bool> {
+    async fn refuse(&self, session: &mut Session, x: &mut Exchange, rejection: &Rejection) -> Result<bool> {
         // Once a pool is looked to, Pingora 0.9.1 closes the connection, whatever `FailToProxy` says.
         let closes = rejection.closes() || x.admitted.pool.is_some() || self.current.is_draining();
         if closes {
@@ -77,6 +77,7 @@ impl Proxy {
         if let Some(identity) = &x.identity {
             headers::name_request(&mut header, identity, x.answer.dialect)?;
         }
+        x.answer.decided = Some(Instant::now());
         Ok(body::answer(session, header, body).await? && !closes)
     }
 
@@ -148,8 +149,8 @@ impl ProxyHttp for Proxy {
     ) -> Result<()> {
         // A body that streams may be long in coming.
         *x.shared.cork.lock() = digest.filter(|_| x.admitted.body > 0).and_then(Cork::put);
-        if let Some([pool, server]) = x.attempt() {
-            x.live.meters.connected(&self.observer.metrics, pool, server, reused);
+        if let Some(attempt) = x.attempt() {
+            self.observer.connected(attempt, reused, &x.live.meters);
         }
         Ok(())
     }
@@ -231,7 +232,9 @@ impl ProxyHttp for Proxy {
     ) -> Box<Error> {
         let begun = client::is_answered(session.as_downstream());
         let (end, _) = ending::of(&e, begun, &x.live.plan.server);
-        let failure = if ending::was_not_taken(&mut e, reused) { Failure::Untaken } else { Failure::Other };
+        let protocol = x.admitted.pool.as_ref().map(|pool| pool.settings.protocol).unwrap_or_default();
+        let untaken = ending::was_not_taken(&mut e, reused, protocol);
+        let failure = if untaken { Failure::Untaken } else { Failure::Other };
         let outcome = outcome(&e, end);
         let again = match &x.admitted.pool {
             Some(pool) if !begun => x.way.fails(failure, outcome, pool),
@@ -321,6 +324,7 @@ fn log_failure(level: log::Level, x: &Exchange, e: &Error) {
 
 fn outcome(e: &Error, end: End) -> Outcome {
     match end {
+        _ if rejection::carried(e) == Some(&Rejection::UpstreamCredentials) => Outcome::Answered,
         End::ClientGone | End::Complete => Outcome::Cancelled,
         End::UpstreamTruncated => Outcome::Truncated,
         End::Error if *e.etype() == FIRST_BYTE => Outcome::TimedOut,

@@ -24,6 +24,9 @@ pub(super) struct Run {
     source: Source,
 }
 
+/// How long the logs have for their last lines.
+const LAST: Duration = Duration::from_secs(1);
+
 // === impl Run ===
 
 impl Run {
@@ -45,10 +48,11 @@ pub(super) fn serve(
     let sink = Sink::new(std::io::stderr()).map_err(|e| runtime(&e))?;
     Logger::install(sink.clone());
     let metrics = Metrics::new().map_err(|e| runtime(&e))?;
-    let observer = Arc::new(Observer::new(metrics, AccessLog::new(sink.clone())));
-    let daemon = Daemon::bind(file, environment, plan, observer).map_err(|e| runtime(&e))?;
+    let observer = Arc::new(Observer { metrics, access_log: AccessLog::new(sink.clone()) });
+    let daemon = Daemon::bind(file, environment, plan, observer.clone()).map_err(|e| runtime(&e))?;
     bound(&daemon);
     let served = daemon.run(early);
-    sink.flush(Duration::from_secs(1));
+    observer.access_log.flush(LAST);
+    sink.flush(LAST);
     served.map_err(|e| runtime(&e))
 }

@@ -11,20 +11,7 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use toml::Spanned;
 
 use super::{Server, units};
-
-/// Where an engine listens, written as `"host:port"` or `"unix:/path"`.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum Address {
-    /// By TCP.
-    Tcp {
-        /// A name or an IP address, one of version 6 without its brackets.
-        host: String,
-        /// The port, never 0.
-        port: u16,
-    },
-    /// The path of a unix socket.
-    Unix(PathBuf),
-}
+use crate::pool::settings::Address;
 
 /// Where forebay listens, written as `"ip:port"` or `"unix:/path"`.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -94,7 +81,7 @@ fn parse_address(text: &str) -> Result<Address, String> {
     // Rust reads "+80" too.
     let digits = port.bytes().all(|byte| byte.is_ascii_digit());
     match port.parse() {
-        Ok(port) if digits && port > 0 => Ok(Address::Tcp { host: host.to_owned(), port }),
+        Ok(port) if digits && port > 0 => Ok(Address::new(host, port)),
         _ => Err(format!("{text:?} has a port that is not between 1 and 65535")),
     }
 }
@@ -124,16 +111,6 @@ fn parse_listen(text: &str) -> Result<Listen, String> {
              \"0.0.0.0:{port}\" for every address, or \"unix:/path\""
         )
     })
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Address::Tcp { host, port } => write!(f, "{host}:{port}"),
-            Address::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
 }
 
 impl fmt::Display for Listen {
@@ -207,6 +184,7 @@ mod tests {
             ("10.0.0.11:8000", Ok("10.0.0.11:8000")),
             ("llama.internal:80", Ok("llama.internal:80")),
             ("[::1]:8000", Ok("[::1]:8000")),
+            ("[0:0::1]:8000", Ok("[::1]:8000")),
             ("10.0.0.11", Err("\"10.0.0.11\" has no port; write such as \"10.0.0.11:8000\"")),
             ("::1", Err("\"::1\" has no port; write such as \"[::1]:8000\"")),
             ("[::1]", Err("\"[::1]\" has no port; write such as \"[::1]:8000\"")),

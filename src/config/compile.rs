@@ -6,6 +6,7 @@ mod pool;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Display;
 use std::ops::Range;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -90,10 +91,15 @@ impl Compiler<'_> {
             Level::Trace => LevelFilter::Trace,
         };
         let access = log.access.get_ref().0.clone();
-        if let Destination::File(path) = &access
-            && let Some(folder) = path.parent().filter(|folder| !folder.is_dir())
-        {
-            self.fault(&log.access.span(), format!("the folder {} does not exist; make it first", folder.display()));
+        if let Destination::File(path) = &access {
+            let span = log.access.span();
+            if let Some(folder) = path.parent().filter(|folder| !folder.is_dir()) {
+                self.fault(&span, format!("the folder {} does not exist; make it first", folder.display()));
+            }
+            let kind = path.metadata().map(|file| file.file_type());
+            if kind.is_ok_and(|kind| kind.is_dir() || kind.is_fifo()) {
+                self.fault(&span, format!("{} is not a file; write \"stderr\" to pipe the log", path.display()));
+            }
         }
         Log { level, format: log.format, access }
     }

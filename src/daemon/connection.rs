@@ -112,7 +112,7 @@ impl Connection {
             let look = if stopping { GRACE / 4 } else { limits.finest() };
             tokio::select! {
                 () = tokio::time::sleep((limit - age).min(look)) => {}
-                changed = stop.changed(), if !stopping => stopping = changed.is_ok(),
+                _ = stop.changed(), if !stopping => stopping = true, // it changes once, or its sender is gone
             }
         }
     }

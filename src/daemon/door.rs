@@ -3,14 +3,14 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::{GetSocketDigest, SocketDigest};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::connection::{self, Connection, Edge, Limits};
 use super::listen::Bound;
@@ -23,14 +23,11 @@ use crate::live::clients::Clients;
 /// ENOMEM, ENFILE, EMFILE, ENOBUFS on Linux: the next connection would fare no better.
 const EXHAUSTED: [i32; 4] = [12, 23, 24, 105];
 /// Clients that are told of their refusal at once; more are turned away without a word.
-const MOST_REFUSED: usize = 256;
+static REFUSED: Semaphore = Semaphore::const_new(256);
 /// For how long a refusal of clients is not said again.
 const SILENCE: Duration = Duration::from_secs(10);
 /// How long accepting pauses when the system has no room for another connection.
 const PAUSE: Duration = Duration::from_millis(50);
-
-/// The clients that are being told of their refusal.
-static REFUSED: LazyLock<Clients> = LazyLock::new(Clients::default);
 
 /// Lets clients in to an application.
 pub struct Door<A> {
@@ -42,13 +39,15 @@ pub struct Door<A> {
     pub stop: watch::Receiver<bool>,
     /// Held by each connection: all of them gone ends the channel.
     pub open: mpsc::Sender<()>,
-    /// Where connections are counted that may be too many.
-    pub clients: Option<Clients>,
+    /// Where its connections are counted.
+    pub clients: Clients,
+    /// Whether they may be too many.
+    pub limited: bool,
 }
 
 /// What an accept loop has said in the log, so that it does not say it for every client.
 #[derive(Default)]
-struct Told {
+struct Said {
     /// The last one could not be accepted.
     exhausted: bool,
     /// When clients were last said to be too many.
@@ -63,13 +62,14 @@ enum Listener {
 
 impl<A> Clone for Door<A> {
     fn clone(&self) -> Self {
-        let Self { app, current, stop, open, clients } = self;
+        let Self { app, current, stop, open, clients, limited } = self;
         Self {
             app: app.clone(),
             current: current.clone(),
             stop: stop.clone(),
             open: open.clone(),
             clients: clients.clone(),
+            limited: *limited,
         }
     }
 }
@@ -83,32 +83,32 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
     /// When the socket cannot be used in this runtime.
     pub async fn run(self, bound: Bound) -> io::Result<()> {
         let listener = Listener::adopt(bound)?;
-        let (mut stop, mut told) = (self.stop.clone(), Told::default());
+        let (mut stop, mut said) = (self.stop.clone(), Said::default());
         loop {
             let accepted = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break,
                 accepted = listener.accept() => accepted,
             };
-            self.take(accepted, &mut told).await;
+            self.take(accepted, &mut said).await;
         }
         for accepted in listener.rest()? {
-            self.take(accepted, &mut told).await;
+            self.take(accepted, &mut said).await;
         }
         Ok(())
     }
 
-    async fn take(&self, accepted: io::Result<L4Stream>, told: &mut Told) {
+    async fn take(&self, accepted: io::Result<L4Stream>, said: &mut Said) {
         match accepted {
             Ok(stream) => {
-                told.exhausted = false;
-                self.seat(stream, told);
+                said.exhausted = false;
+                self.seat(stream, said);
             }
             Err(e) if e.raw_os_error().is_none_or(|code| !EXHAUSTED.contains(&code)) => {
                 log::debug!("a connection was lost: {e}");
             }
             Err(e) => {
-                if !std::mem::replace(&mut told.exhausted, true) {
+                if !std::mem::replace(&mut said.exhausted, true) {
                     log::error!("connections wait, for none can be accepted: {e}");
                 }
                 tokio::time::sleep(PAUSE).await;
@@ -117,30 +117,26 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
     }
 
     /// Serves a client, or refuses it where too many are here already.
-    fn seat(&self, stream: L4Stream, told: &mut Told) {
-        let most = self.current.live().plan.server.max_connections;
-        let place = match self.clients.as_ref().map(|clients| clients.enter(most)) {
-            None => None, // not counted
-            Some(Some(place)) => Some(place),
-            Some(None) => {
-                if told.full.is_none_or(|at| at.elapsed() >= SILENCE) {
-                    told.full = Some(Instant::now());
-                    log::warn!("clients are refused: {most} are connected, which is `max_connections`");
-                }
-                if let Some(place) = REFUSED.enter(MOST_REFUSED) {
-                    tokio::spawn(async move {
-                        refusal::tell(stream).await;
-                        drop(place);
-                    });
-                }
-                return;
-            }
-        };
-        let serve = self.clone().serve(stream);
-        tokio::spawn(async move {
-            serve.await;
-            drop(place);
-        });
+    fn seat(&self, stream: L4Stream, said: &mut Said) {
+        let most = if self.limited { self.current.live().plan.server.max_connections } else { 0 };
+        if let Some(seat) = self.clients.enter(most) {
+            let serve = self.clone().serve(stream);
+            tokio::spawn(async move {
+                serve.await;
+                drop(seat);
+            });
+            return;
+        }
+        if said.full.is_none_or(|at| at.elapsed() >= SILENCE) {
+            said.full = Some(Instant::now());
+            log::warn!("clients are refused: {most} are connected, which is `max_connections`");
+        }
+        if let Ok(turn) = REFUSED.try_acquire() {
+            tokio::spawn(async move {
+                refusal::tell(stream).await;
+                drop(turn);
+            });
+        }
     }
 
     async fn serve(self, stream: L4Stream) {

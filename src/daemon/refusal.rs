@@ -1,4 +1,4 @@
-//! What a client hears for which there is no place.
+//! What a client hears for which there is no seat.
 //!
 //! It is answered once it has said something, so that the answer meets a request; what it says further is read and dropped, so
 //! that it sees the answer and not a reset. A client of HTTP/2 is not answered: its connection is closed.
@@ -22,7 +22,7 @@ pub(super) async fn tell(mut stream: L4Stream) {
     if length == 0 || heard.starts_with(b"PRI ") {
         return;
     }
-    let Some(answer) = answer() else { return };
+    let Some(answer) = answer(heard.starts_with(b"HEAD ")) else { return };
     let told = async {
         stream.write_all(&answer).await?;
         stream.shutdown().await?;
@@ -32,14 +32,16 @@ pub(super) async fn tell(mut stream: L4Stream) {
     let _ = timeout(PATIENCE, told).await; // it may be gone already
 }
 
-/// The whole answer, over HTTP/1.1.
-fn answer() -> Option<Vec<u8>> {
+/// The whole answer, over HTTP/1.1; to a `HEAD` without its body.
+fn answer(head: bool) -> Option<Vec<u8>> {
     let (header, body) = Rejection::TooManyConnections.response(Form::OpenAi).ok()?;
     let mut answer = format!("HTTP/1.1 {}\r\nConnection: close\r\n", header.status).into_bytes();
     for (name, value) in &header.headers {
         answer.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
     }
     answer.extend_from_slice(b"\r\n");
-    answer.extend_from_slice(&body);
+    if !head {
+        answer.extend_from_slice(&body);
+    }
     Some(answer)
 }

@@ -85,7 +85,10 @@ impl Reloader {
         let reloaded = match plan {
             Ok(plan) => Ok(self.put_in_force(plan).await),
             Err(faults) => {
-                let _ = logs(&self.current.live().plan.log); // a log that was moved away is let go all the same
+                // A log that was moved away is let go all the same.
+                if let Err(why) = logs(&self.current.live().plan.log) {
+                    log::warn!("{why}");
+                }
                 Err(faults)
             }
         };

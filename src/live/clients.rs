@@ -1,4 +1,4 @@
-//! How many client connections there are, and whether there is a place for one more.
+//! How many client connections there are, and whether there is a seat for one more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -13,23 +13,23 @@ struct Counts {
     refused: AtomicU64,
 }
 
-/// One connection's place. Dropping it gives the place back.
+/// One connection's seat. Dropping it gives it back.
 #[derive(Debug)]
-pub struct Place(Clients);
+pub struct Seat(Clients);
 
 // === impl Clients ===
 
 impl Clients {
-    /// A place, where at most `most` may be taken; 0: as many as come. A refusal is counted.
+    /// A seat, where at most `most` may be taken; 0: as many as come. A refusal is counted.
     #[must_use]
-    pub fn enter(&self, most: usize) -> Option<Place> {
-        let place = Place(self.clone());
+    pub fn enter(&self, most: usize) -> Option<Seat> {
+        let seat = Seat(self.clone());
         let before = self.0.connected.fetch_add(1, Relaxed);
         if most > 0 && before >= most {
             self.0.refused.fetch_add(1, Relaxed);
-            return None; // the place is given back
+            return None; // the seat is given back
         }
-        Some(place)
+        Some(seat)
     }
 
     /// The connections that there are.
@@ -38,14 +38,14 @@ impl Clients {
         self.0.connected.load(Relaxed)
     }
 
-    /// The connections that found no place, since the start.
+    /// The connections that found no seat, since the start.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.0.refused.load(Relaxed)
     }
 }
 
-impl Drop for Place {
+impl Drop for Seat {
     fn drop(&mut self) {
         self.0.0.connected.fetch_sub(1, Relaxed);
     }
@@ -56,12 +56,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_taken_until_it_is_dropped() {
+    fn a_seat_is_taken_until_it_is_dropped() {
         let clients = Clients::default();
-        let places: Vec<_> = (0..3).filter_map(|_| clients.enter(2)).collect();
-        assert_eq!((places.len(), clients.connected(), clients.refused()), (2, 2, 1));
-        drop(places);
-        let places: Vec<_> = (0..9).filter_map(|_| clients.enter(0)).collect();
-        assert_eq!((places.len(), clients.connected(), clients.refused()), (9, 9, 1));
+        let seats: Vec<_> = (0..3).filter_map(|_| clients.enter(2)).collect();
+        assert_eq!((seats.len(), clients.connected(), clients.refused()), (2, 2, 1));
+        drop(seats);
+        let seats: Vec<_> = (0..9).filter_map(|_| clients.enter(0)).collect();
+        assert_eq!((seats.len(), clients.connected(), clients.refused()), (9, 9, 1));
     }
 }

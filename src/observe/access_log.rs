@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -62,6 +62,13 @@ impl AccessLog {
         Ok(())
     }
 
+    /// Waits until all lines are written, `limit` at the most.
+    pub fn flush(&self, limit: Duration) {
+        if let Some(output) = &*self.to.load() {
+            output.sink.flush(limit);
+        }
+    }
+
     /// A request has ended.
     pub fn write(&self, record: &Record<'_>) {
         if let Some(output) = &*self.to.load() {
@@ -74,11 +81,8 @@ impl AccessLog {
     }
 }
 
+/// The configuration has made sure that it is no pipe: to open one waits for its reader.
 fn open(path: &Path) -> io::Result<Sink> {
-    if path.metadata().is_ok_and(|file| file.file_type().is_fifo()) {
-        // To open one waits for its reader.
-        return Err(io::Error::other("it is a pipe; write \"stderr\" and pipe that"));
-    }
     Sink::new(OpenOptions::new().append(true).create(true).mode(0o640).open(path)?)
 }
 
@@ -169,19 +173,19 @@ fn text(record: &Record<'_>) -> String {
     let mut line = format!("{time:.3} {} {} ", record.status, record.method);
     word(&mut line, record.path);
     let _ = write!(line, " {:.1}ms", millis(record.duration)); // a string takes everything
-    let server =
-        record.attempts.last().zip(record.pool).map(|((server, _), pool)| format!("{}/{}", pool.name, server.name));
+    let server = record.attempts.last().map(|(server, _)| server.name.to_owned());
     let fields = [
         ("model", record.asked.map(str::to_owned)),
+        ("pool", record.pool.map(|pool| pool.name.to_owned())),
         ("server", server),
         ("attempts", (record.attempts.len() > 1).then(|| record.attempts.len().to_string())),
-        ("ttfb", record.first_byte.map(|first_byte| format!("{:.1}ms", millis(first_byte)))),
-        ("bytes", Some(record.bytes_out.to_string())),
+        ("ttfb_ms", record.first_byte.map(|first_byte| format!("{:.1}", millis(first_byte)))),
+        ("bytes_out", Some(record.bytes_out.to_string())),
         ("code", (!record.code.is_empty()).then(|| record.code.to_owned())),
         ("end", (record.end != "complete").then(|| record.end.to_owned())),
         ("key", record.key.map(str::to_owned)),
         ("client", record.client.map(|address| address.to_string())),
-        ("id", Some(record.request_id.to_owned())),
+        ("request_id", Some(record.request_id.to_owned())),
     ];
     for (name, value) in fields.into_iter().filter_map(|(name, value)| Some((name, value?))) {
         let _ = write!(line, " {name}="); // a string takes everything
@@ -263,12 +267,12 @@ mod tests {
             (
                 record(),
                 "2023-11-14T22:13:20.123Z 200 POST \"/v1/\\\"x\\\\\\u000a\\u007fé\" 70001.0ms model=llama-3 \
-                 server=llama/gpu2 attempts=2 ttfb=1.2ms bytes=20 key=search-team client=10.0.0.1 id=id-1",
+                 pool=llama server=gpu2 attempts=2 ttfb_ms=1.2 bytes_out=20 key=search-team client=10.0.0.1 request_id=id-1",
             ),
             (
                 refused,
-                "2023-11-14T22:13:20.123Z 401 POST /v1/models 70001.0ms model=\"a b=c\" bytes=20 \
-                 code=invalid_api_key end=client_gone client=10.0.0.1 id=id-1",
+                "2023-11-14T22:13:20.123Z 401 POST /v1/models 70001.0ms model=\"a b=c\" bytes_out=20 \
+                 code=invalid_api_key end=client_gone client=10.0.0.1 request_id=id-1",
             ),
         ] {
             assert_eq!(text(&record), expected);

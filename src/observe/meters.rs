@@ -1,4 +1,7 @@
 //! The metrics of one plan, found by place: a label is looked up when its metric is first needed, and never again.
+//!
+//! There is a slot of 16 bytes for each route with each model and each pool, used or not: 100 routes and 1,000 models take
+//! 1.6 MB.
 
 use std::sync::OnceLock;
 
@@ -71,15 +74,8 @@ impl Meters {
         Some(slot.get_or_init(|| Box::new(metrics.requests(whose))))
     }
 
-    /// A connection to a server was taken for an attempt; `reused`: one that was there.
-    pub fn connected(&self, metrics: &Metrics, pool: Named<'_>, server: Named<'_>, reused: bool) {
-        if let Some(attempts) = self.server(metrics, pool, server) {
-            if reused { attempts.reused.inc() } else { attempts.fresh.inc() }
-        }
-    }
-
     /// The metrics of a server; none, if the plan has no such place.
-    pub(super) fn server(&self, metrics: &Metrics, pool: Named<'_>, server: Named<'_>) -> Option<&Attempts> {
+    pub(super) fn attempts(&self, metrics: &Metrics, pool: Named<'_>, server: Named<'_>) -> Option<&Attempts> {
         let slot = self.servers.get(pool.place)?.get(server.place)?;
         Some(slot.get_or_init(|| Box::new(metrics.attempts(pool.name, server.name))))
     }

@@ -1,4 +1,6 @@
 //! Every metric, in one list. Labels come from the configuration only, never from what clients send.
+//!
+//! What a reload takes out of the configuration keeps its counts here until the process ends, as Prometheus expects.
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
@@ -150,7 +152,7 @@ impl Metrics {
             }
         }
         for (server, outcome) in &record.attempts {
-            if let Some(attempts) = record.pool.and_then(|pool| meters.server(self, pool, *server)) {
+            if let Some(attempts) = record.pool.and_then(|pool| meters.attempts(self, pool, *server)) {
                 attempts.by_outcome[*outcome as usize].inc();
             }
         }
@@ -241,20 +243,6 @@ impl List {
     fn histograms(&self, name: &str, help: &str, labels: &[&str], bounds: &[f64]) -> Result<HistogramVec> {
         let options = HistogramOpts::new(name, help).buckets(bounds.to_vec());
         self.add(HistogramVec::new(options, labels)?)
-    }
-}
-
-// === impl Left ===
-
-impl Left {
-    const ALL: [Self; 3] = [Self::Request, Self::Waiting, Self::Answer];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Request => "request",
-            Self::Waiting => "waiting",
-            Self::Answer => "answer",
-        }
     }
 }
 

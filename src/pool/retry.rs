@@ -1,14 +1,14 @@
 //! After a failed attempt: go again, and where, or give up.
 //!
-//! Only what surely was not answered goes again here: a request that never reached an engine, and one that its engine did not
-//! take: its kept-alive connection died before a byte came back, or it was refused.
+//! Only what was not answered goes again here: a request that never reached an engine, and one that its engine seems not to
+//! have taken: its kept-alive connection died before a byte came back, or it was refused.
 
 /// How an attempt failed before the engine's answer began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
     /// The connection could not be made: nothing was sent.
     Connect,
-    /// The engine surely did not take it: a connection that was kept alive died under the request before a byte of an answer,
+    /// The engine seems not to have taken it: a connection that was kept alive died under the request before a byte of an answer,
     /// or the engine refused it over HTTP/2.
     Untaken,
     /// Anything else.

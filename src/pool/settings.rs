@@ -68,7 +68,7 @@ pub struct Server {
 }
 
 /// Where an engine listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Address {
     /// An IP address and a port.
     Socket(SocketAddr),

@@ -64,7 +64,8 @@ impl Way {
         };
         let next = next(failure, tries);
         if next == Next::Fresh {
-            self.fresh = true; // the same attempt goes on: that a kept connection ends, or a stream is refused, is no failure of the server
+            // The same attempt goes on: that a kept connection ends, or a stream is refused, is no failure of the server.
+            self.fresh = true;
             return true;
         }
         self.ends(outcome);

@@ -62,8 +62,9 @@ impl Proxy {
             return Err(Rejection::Encoded.into());
         }
         let asked = Instant::now();
-        let body = body::read(session, live.plan.server.max_body, live.plan.server.body_timeout).await?;
+        let body = body::read(session, live.plan.server.max_body, live.plan.server.body_timeout).await;
         x.admitted.came_in = asked.elapsed();
+        let body = body?;
         x.admitted.body = body.len();
         let prompt = scan(&body).map_err(Rejection::Unreadable)?;
         let model = model(&live.plan, x.admitted.key.as_deref(), &prompt.model)?;

@@ -7,6 +7,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 
 use super::rejection::{self, Rejection};
 use crate::config::plan::Server;
+use crate::pool::settings::Protocol;
 
 /// The engine's response header did not come in time.
 pub const FIRST_BYTE: ErrorType = ErrorType::new("FirstByteTimeout");
@@ -72,20 +73,20 @@ pub fn of(error: &Error, begun: bool, limits: &Server) -> (End, Option<Rejection
     }
 }
 
-/// Whether an engine surely did not take this request for its own: a kept connection, one that was `reused`, ended under it,
-/// or it was refused.
+/// Whether a request may be asked of the same engine again: a kept connection, one that was `reused`, ended under it, or the
+/// engine refused it.
 ///
 /// Over HTTP/2 only Pingora knows: a reset of one stream says nothing of the connection, unless it is a refusal, and that may
 /// come on a new connection too.
 #[must_use]
-pub fn was_not_taken(error: &mut Error, reused: bool) -> bool {
-    let http2 = error.root_cause().is::<h2::Error>();
+pub fn was_not_taken(error: &mut Error, reused: bool, protocol: Protocol) -> bool {
     error.retry.decide_reuse(reused);
-    match (error.esource(), error.etype()) {
-        (ErrorSource::Upstream, _) if http2 => error.retry(),
-        (ErrorSource::Upstream, ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError) => reused,
-        _ => false,
-    }
+    let lost = matches!(error.etype(), ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError);
+    *error.esource() == ErrorSource::Upstream
+        && match protocol {
+            Protocol::Http1 => reused && lost,
+            Protocol::Http2 => error.retry(),
+        }
 }
 
 /// A failure of an engine in words, for the log.

@@ -69,6 +69,8 @@ pub struct Admitted {
 pub struct Answer {
     /// When the engine's response header came.
     pub first_byte: Option<Instant>,
+    /// When forebay's own answer was made, if it was that.
+    pub decided: Option<Instant>,
     /// Watches a stream for its last event.
     pub last_event: Option<LastEvent>,
     /// The form in which its streams speak.
@@ -95,6 +97,7 @@ impl Exchange {
             sent: None,
             answer: Answer {
                 first_byte: None,
+                decided: None,
                 last_event: None,
                 dialect: Dialect::Other,
                 end: End::Complete,
@@ -157,10 +160,16 @@ impl Exchange {
             bytes_out: session.body_bytes_sent(),
             first_byte: self.answer.first_byte.map(|at| at - self.started),
             duration,
-            overhead: self.sent.map_or(duration, |sent| sent - self.started).saturating_sub(admitted.came_in),
+            overhead: self.overhead(duration),
             left: (self.answer.end == End::ClientGone).then(|| self.left()),
             end: self.answer.end.as_str(),
         }
+    }
+
+    /// From its header to its first attempt, to forebay's own answer, or to its end, without the time in which its body came.
+    fn overhead(&self, duration: Duration) -> Duration {
+        let own = self.sent.or(self.answer.decided).map_or(duration, |at| at - self.started);
+        own.saturating_sub(self.admitted.came_in)
     }
 
     /// How far it had come when its client left.

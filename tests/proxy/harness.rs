@@ -17,6 +17,7 @@ use forebay::config::plan::Plan;
 use forebay::daemon::door::Door;
 use forebay::daemon::probe::Probes;
 use forebay::daemon::{self, connection, listen};
+use forebay::live::clients::Clients;
 use forebay::live::{Current, Live};
 use forebay::observe::access_log::Destination;
 use forebay::observe::sink::Sink;
@@ -155,12 +156,13 @@ impl Builder {
         let log = Buffer::default();
         let access_log = AccessLog::new(Sink::new(log.clone()).unwrap());
         access_log.set(&Destination::Stderr, Format::Json).unwrap();
-        let observer = Arc::new(Observer::new(Metrics::new().unwrap(), access_log));
+        let observer = Arc::new(Observer { metrics: Metrics::new().unwrap(), access_log });
         let proxy = Proxy::new(current.clone(), observer, connection::header_complete);
         let (stop, stopped) = watch::channel(false);
         let (open, opened) = mpsc::channel(1);
         let app = Arc::new(daemon::pingora(proxy, ServerConf::default()));
-        let door = Door { app, current: current.clone(), stop: stopped, open, clients: None };
+        let door =
+            Door { app, current: current.clone(), stop: stopped, open, clients: Clients::default(), limited: false };
         let door = tokio::spawn(async move { door.run(bound).await.unwrap() });
         eventually("every server is probed", || current.live().is_probed().then_some(())).await;
         Forebay { address, current, log, read: AtomicUsize::new(0), door, _held: (probes, stop, opened) }

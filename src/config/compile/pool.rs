@@ -60,6 +60,9 @@ impl Compiler<'_> {
             self.fault(&span, format!("`api_key`: {why}"));
             None
         });
+        let lower = |name: &Spanned<String>| Spanned::new(name.span(), name.get_ref().to_ascii_lowercase());
+        let names: Vec<_> = pool.set_headers.keys().chain(&pool.remove_headers).map(lower).collect();
+        self.once("the header", names.iter());
         let mut set = Vec::new();
         for (name, value) in &pool.set_headers {
             if let (Some(name), Some(value)) = (self.header_name(name), self.header_value(value)) {
@@ -121,15 +124,7 @@ impl Compiler<'_> {
             self.fault(&name.span(), "a server's name is empty; leave it out to name the server by its address");
         }
         let name = server.name.as_ref().map_or_else(|| address.to_string(), |name| name.get_ref().clone());
-        settings::Server {
-            name: name.into(),
-            address: match address {
-                config::Address::Tcp { host, port } => Address::new(host, *port),
-                config::Address::Unix(path) => Address::Unix(path.clone()),
-            },
-            weight: server.weight,
-            backup: server.backup,
-        }
+        settings::Server { name: name.into(), address: address.clone(), weight: server.weight, backup: server.backup }
     }
 
     fn health(&mut self, engine: Engine, health: &config::Health, servers: &[settings::Server]) -> Health {

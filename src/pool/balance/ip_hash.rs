@@ -31,8 +31,8 @@ impl Selector for IpHash {
             return self.unknown.choose(candidates, asker);
         };
         let client = hash(client);
-        let score = |candidate: &Candidate| score(mix(candidate.id ^ client), candidate.weight);
-        candidates.iter().max_by(|a, b| score(a).total_cmp(&score(b))).map(|best| best.place)
+        let scored = candidates.iter().map(|one| (score(mix(one.id ^ client), one.weight), one.place));
+        scored.max_by(|one, other| one.0.total_cmp(&other.0)).map(|(_, place)| place)
     }
 }
 
