@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::Reason;
 
-use crate::client::{Client, Leaving, Request, VERSIONS, Version, post, prompt};
+use crate::client::{Client, Leaving, Request, VERSIONS, Version, post, prompt, request};
 use crate::harness::{Builder, Forebay, at, eventually, soon};
 use crate::upstream::Gate;
 use crate::upstream::http2::{Engine, Frames, Reply, Written, frame, go_away, ok};
@@ -151,6 +151,71 @@ async fn many_requests_share_one_engine_connection() {
         assert!(pending.answer().await.whole().await.complete);
     }
     forebay.idle().await;
+}
+
+#[tokio::test]
+async fn requests_beyond_what_an_engine_lets_a_connection_have_go_over_further_ones() {
+    let gate = Gate::new();
+    let reply = Reply::head(200, "application/json").data("{").wait(&gate).data("}").end();
+    let engine = Engine::narrow(5, reply).await;
+    let forebay = in_front_of(&[&engine]).start().await;
+    gate.open();
+    assert_eq!(Client::connect(&forebay, Version::H1).await.ask(&prompt()).await.status, 200);
+    forebay.idle().await;
+    let mut client = Client::connect(&forebay, Version::H2).await;
+    let Client::H2(http2) = &mut client else { unreachable!() };
+    let mut answers = Vec::new();
+    for n in 0..20 {
+        let pending = http2.start(&prompt()).await;
+        let mut answer = pending.answer().await; // none of those before has ended
+        assert_eq!(answer.piece().await.unwrap().as_deref(), Some(&b"{"[..]), "{n}");
+        answers.push(answer);
+    }
+    assert!((4..=6).contains(&engine.connections()), "{}", engine.connections());
+    (0..20).for_each(|_| gate.open());
+    for answer in answers {
+        assert!(answer.whole().await.complete);
+    }
+}
+
+#[tokio::test]
+async fn an_engines_early_answer_to_a_body_it_does_not_read_reaches_the_client() {
+    for version in VERSIONS {
+        for request in [large(8_000_000), post("/raw/x").body("x".repeat(8_000_000)).pieces(60_000)] {
+            let engine = Engine::unreading(Reply::json(413, "{\"error\":\"too large\"}")).await;
+            let forebay = in_front_of(&[&engine]).start().await;
+            let mut client = Client::connect(&forebay, version).await;
+            let answer = client.ask_while_sending(&request).await;
+            assert_eq!((answer.status, answer.text()), (413, "{\"error\":\"too large\"}"), "{version:?}");
+            assert!(answer.complete, "{version:?}");
+            forebay.idle().await;
+            assert_eq!((engine.requests(), forebay.server(0).errors()), (1, 0), "{version:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn answers_without_a_body_are_whole() {
+    for version in VERSIONS {
+        let engine = Engine::new(|asked| match (asked.head.method.as_str(), asked.head.uri.path()) {
+            ("HEAD", _) => Reply::head(200, "text/plain").measured(1000).end(),
+            (_, "/raw/204") => Reply::head(204, "text/plain").end(),
+            (_, "/raw/304") => Reply::head(304, "text/plain").end(),
+            _ => Reply::head(200, "text/plain").end(),
+        })
+        .await;
+        let forebay = in_front_of(&[&engine]).start().await;
+        let mut client = Client::connect(&forebay, version).await;
+        for (method, path, status) in
+            [("HEAD", "/raw/x", 200), ("GET", "/raw/204", 204), ("GET", "/raw/304", 304), ("GET", "/raw/x", 200)]
+        {
+            let answer = client.ask(&request(method, path)).await;
+            assert_eq!((answer.status, answer.complete, answer.body.len()), (status, true, 0), "{version:?} {path}");
+            let length = (method == "HEAD").then_some("1000");
+            assert_eq!(answer.header("content-length"), length, "{version:?} {method} {path}");
+            assert_eq!(forebay.record().await["end"], "complete");
+        }
+    }
 }
 
 #[tokio::test]
@@ -389,6 +454,25 @@ async fn a_connection_that_dies_under_a_request_is_no_success() {
         assert_eq!((answer.status, &*answer.code()), (502, "upstream_unavailable"), "{version:?}");
         assert_eq!(engine.requests(), 1, "{version:?}: it was new, and may have taken the request");
         forebay.idle().await;
+    }
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_dies_under_a_request_is_no_attempt() {
+    for version in VERSIONS {
+        let engine = Frames::new(|n, stream| match n {
+            1 => Written(vec![], true),
+            _ => Written([ok(stream, false), frame(0, 1, stream, b"{}")].concat(), false),
+        })
+        .await;
+        let forebay = in_front_of_frames(&engine).await;
+        let mut client = Client::connect(&forebay, version).await;
+        for n in 0..3 {
+            assert_eq!(client.ask(&large(1000)).await.status, 200, "{version:?} {n}");
+            forebay.idle().await;
+            assert_eq!(forebay.record().await["attempts"], 1);
+        }
+        assert_eq!((engine.requests(), forebay.server(0).errors()), (4, 0), "{version:?}");
     }
 }
 

@@ -34,11 +34,24 @@ pub(crate) struct Engine {
 
 struct State {
     script: Box<dyn Fn(&Asked) -> Reply + Send + Sync>,
-    /// Whether the script is asked as soon as the header is there.
-    early: bool,
+    /// When the script is asked.
+    reads: Reads,
+    /// How many streams a connection may have at once.
+    streams: u32,
     healthy: AtomicBool,
     asked: Mutex<Vec<Arc<Asked>>>,
     connections: Mutex<Vec<Connection>>,
+}
+
+/// What an engine does with a request's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reads {
+    /// It is read whole before the answer.
+    First,
+    /// It is read while it is being answered.
+    Meanwhile,
+    /// It is not read.
+    Never,
 }
 
 /// One connection from the engine's side.
@@ -87,12 +100,22 @@ struct Gone(Option<Reason>);
 impl Engine {
     /// An engine that answers each request, when it has it whole, by this script.
     pub(crate) async fn new(script: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
-        Self::start(script, false).await
+        Self::start(script, Reads::First, 200).await
     }
 
     /// An engine that answers as soon as it has the header.
     pub(crate) async fn hasty(script: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
-        Self::start(script, true).await
+        Self::start(script, Reads::Meanwhile, 200).await
+    }
+
+    /// An engine that answers without a look at the body.
+    pub(crate) async fn unreading(reply: Reply) -> Self {
+        Self::start(move |_| reply.clone(), Reads::Never, 200).await
+    }
+
+    /// An engine that lets each connection have so many streams at once.
+    pub(crate) async fn narrow(streams: u32, reply: Reply) -> Self {
+        Self::start(move |_| reply.clone(), Reads::First, streams).await
     }
 
     /// An engine that gives everyone the same answer.
@@ -105,10 +128,11 @@ impl Engine {
         Self::always(Reply::json(200, "{\"ok\":true}")).await
     }
 
-    async fn start(script: impl Fn(&Asked) -> Reply + Send + Sync + 'static, early: bool) -> Self {
+    async fn start(script: impl Fn(&Asked) -> Reply + Send + Sync + 'static, reads: Reads, streams: u32) -> Self {
         let state = State {
             script: Box::new(script),
-            early,
+            reads,
+            streams,
             healthy: AtomicBool::new(true),
             asked: Mutex::default(),
             connections: Mutex::default(),
@@ -292,7 +316,11 @@ impl Reply {
 
 async fn serve(state: Arc<State>, stream: TcpStream, number: usize, leaving: Arc<Notify>) {
     stream.set_nodelay(true).unwrap();
-    let Ok(mut connection) = h2::server::Builder::new().handshake::<_, Bytes>(stream).await else { return };
+    let Ok(mut connection) =
+        h2::server::Builder::new().max_concurrent_streams(state.streams).handshake::<_, Bytes>(stream).await
+    else {
+        return;
+    };
     let broken = Arc::new(Notify::new());
     loop {
         tokio::select! {
@@ -334,13 +362,21 @@ async fn answer(
     respond: SendResponse<Bytes>,
     broken: Arc<Notify>,
 ) {
-    if state.early {
-        let steps = (state.script)(&asked).0;
-        tokio::join!(read(&asked, body), play(asked.clone(), respond, steps, broken));
-    } else if read(&asked, body).await {
-        let steps = (state.script)(&asked).0;
-        play(asked.clone(), respond, steps, broken).await;
+    match state.reads {
+        Reads::First => {
+            if !read(&asked, body).await {
+                return;
+            }
+        }
+        Reads::Meanwhile => {
+            let asked = asked.clone();
+            tokio::spawn(async move { read(&asked, body).await });
+        }
+        // A dropped body resets the stream, without an error, once it is answered (RFC 9113 §8.1).
+        Reads::Never => drop(body),
     }
+    let steps = (state.script)(&asked).0;
+    play(asked, respond, steps, broken).await;
 }
 
 /// Reads the body. Whether it came whole.
