@@ -167,12 +167,18 @@ impl ProxyHttp for Proxy {
         let (Some(identity), Some(route), Some(pool)) = (&x.identity, &x.admitted.route, &x.admitted.pool) else {
             return Err(Rejection::Internal.into());
         };
+        headers::spell_host(to)?; // before a new path, with which Pingora 0.9.1 forgets it
         readdress(to, route, &pool.settings.path_prefix)?;
         let via = s.req_header().version;
-        if via == Version::HTTP_2 && pool.settings.protocol == Protocol::Http2 {
+        headers::to_engine(to, identity, via, &pool.settings.headers, x.admitted.credentials_pass)?;
+        if pool.settings.protocol == Protocol::Http1 {
+            return Ok(());
+        }
+        if via == Version::HTTP_2 {
             headers::welcome_trailers(to, &s.req_header().headers)?;
         }
-        headers::to_engine(to, identity, via, &pool.settings.headers, x.admitted.credentials_pass)
+        let place = x.way.place().ok_or(Rejection::Internal)?;
+        headers::name_host(to, &pool.settings.servers[place].address)
     }
 
     async fn upstream_response_filter(&self, _: &mut Session, h: &mut ResponseHeader, x: &mut Exchange) -> Result<()> {

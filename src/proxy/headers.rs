@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::rejection::Rejection;
 use crate::access::key::CREDENTIALS;
-use crate::pool::settings::Headers;
+use crate::pool::settings::{Address, Headers};
 use crate::prompt::Dialect;
 
 /// The longest request line, in bytes.
@@ -250,6 +250,23 @@ pub fn to_engine(
     }
     *header = parts.into();
     Ok(())
+}
+
+/// Writes the host that an HTTP/2 client asked for as `Host`, where everything else looks for it.
+pub fn spell_host(header: &mut RequestHeader) -> Result<()> {
+    match header.uri.authority().map(|authority| authority.as_str().to_owned()) {
+        Some(host) if !header.headers.contains_key(HOST) => header.insert_header(HOST, host),
+        _ => Ok(()),
+    }
+}
+
+/// Gives a request for an engine of HTTP/2, where none goes without a host, the engine's own if its client named none.
+pub fn name_host(header: &mut RequestHeader, engine: &Address) -> Result<()> {
+    match engine {
+        _ if header.headers.get(HOST).is_some_and(|host| !host.is_empty()) => Ok(()),
+        Address::Unix(_) => header.insert_header(HOST, HeaderValue::from_static("localhost")),
+        Address::Socket(_) | Address::Name { .. } => header.insert_header(HOST, engine.to_string()),
+    }
 }
 
 /// Says again that trailers are welcome, where the client does: it is said for one connection only (RFC 9110 §10.1.4), and

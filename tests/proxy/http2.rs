@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::Reason;
 
-use crate::client::{Client, Leaving, Request, VERSIONS, Version, post, prompt, request};
+use crate::client::{Client, Http1, Leaving, Request, VERSIONS, Version, post, prompt, request};
 use crate::harness::{Builder, Forebay, at, eventually, soon};
 use crate::upstream::Gate;
 use crate::upstream::http2::{Engine, Frames, Reply, Written, frame, go_away, ok};
@@ -89,17 +89,54 @@ async fn bodies_that_stream_reach_an_engine_whole() {
 #[tokio::test]
 async fn an_engine_gets_a_header_as_http2_has_it() {
     for version in VERSIONS {
+        for (host, authority) in [("", "forebay.test"), ("host = \"engine.internal:81\"", "engine.internal:81")] {
+            let engine = Engine::fine().await;
+            let forebay = in_front_of(&[&engine]).pool(&format!("{HTTP2}\n{host}")).start().await;
+            let answer = Client::connect(&forebay, version).await.ask(&prompt().header("x-own", "1")).await;
+            assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")));
+            let asked = engine.asked(0).await;
+            assert_eq!(asked.head.uri.authority().map(|authority| authority.as_str()), Some(authority), "{version:?}");
+            for gone in ["host", "connection", "transfer-encoding", "authorization", "keep-alive"] {
+                assert!(!asked.head.headers.contains_key(gone), "{version:?} {gone}");
+            }
+            assert_eq!((asked.header("x-own"), asked.header("x-forwarded-proto")), (Some("1"), Some("http")));
+            assert_eq!(asked.header("x-forwarded-host"), Some("forebay.test"), "{version:?}");
+            assert!(asked.header("via").is_some_and(|via| via.ends_with(" forebay")));
+        }
+    }
+}
+
+#[tokio::test]
+async fn another_path_leaves_the_host_as_it_was() {
+    for version in VERSIONS {
+        let engine = Engine::fine().await;
+        let strip = "[[route]]\nname = \"strip\"\npath = \"/strip/*\"\npool = \"p\"\nauth = \"none\"\n\
+                     strip_prefix = \"/strip\"\n";
+        let forebay =
+            in_front_of(&[&engine]).pool(&format!("{HTTP2}\npath_prefix = \"/api\"")).and(strip).start().await;
+        let answer = Client::connect(&forebay, version).await.ask(&post("/strip/x/y?z=1").body("abc")).await;
+        assert_eq!(answer.status, 200, "{version:?}");
+        let asked = engine.asked(0).await;
+        assert_eq!(asked.head.uri.to_string(), "http://forebay.test/api/x/y?z=1", "{version:?}");
+        assert_eq!((asked.header("x-forwarded-host"), &*asked.body()), (Some("forebay.test"), &b"abc"[..]));
+    }
+}
+
+#[tokio::test]
+async fn a_request_without_a_host_goes_to_an_engine_under_the_engines_own() {
+    for (line, sent) in [
+        ("GET /raw/x HTTP/1.0\r\n\r\n", None),
+        ("GET /raw/x HTTP/1.1\r\nhost: \r\n\r\n", None),
+        ("GET /raw/x HTTP/1.0\r\nhost: a\r\n\r\n", Some("a")),
+    ] {
         let engine = Engine::fine().await;
         let forebay = in_front_of(&[&engine]).start().await;
-        let answer = Client::connect(&forebay, version).await.ask(&prompt().header("x-own", "1")).await;
-        assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")));
-        let asked = engine.asked(0).await;
-        assert_eq!(asked.head.uri.authority().map(|authority| authority.as_str()), Some("forebay.test"));
-        for gone in ["host", "connection", "transfer-encoding", "authorization", "keep-alive"] {
-            assert!(!asked.head.headers.contains_key(gone), "{version:?} {gone}");
-        }
-        assert_eq!((asked.header("x-own"), asked.header("x-forwarded-proto")), (Some("1"), Some("http")));
-        assert!(asked.header("via").is_some_and(|via| via.ends_with(" forebay")));
+        let mut client = Http1::connect(forebay.address).await;
+        client.write(line.as_bytes()).await;
+        assert_eq!(client.answer().await.status, 200, "{line}");
+        let own = engine.address.to_string();
+        let authority = engine.asked(0).await.head.uri.authority().map(ToString::to_string);
+        assert_eq!(authority.as_deref(), Some(sent.unwrap_or(&own)), "{line}");
     }
 }
 
