@@ -9,7 +9,7 @@ from harness import ask, until
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": f"Hello {MARK}"}], "max_tokens": 8}
 FIELDS = set(
     """time request_id client key route method path model pool server status code attempts stream bytes_in bytes_out
-    ttfb_ms duration_ms end""".split()
+    ttfb_ms duration_ms overhead_ms end""".split()
 )
 
 
