@@ -329,7 +329,8 @@ async fn serve(state: Arc<State>, stream: TcpStream, number: usize, leaving: Arc
                 let (head, body) = request.into_parts();
                 if head.uri.path() == "/probe" {
                     let status = if state.healthy.load(SeqCst) { 200 } else { 503 };
-                    tokio::spawn(play(Arc::new(Asked::new(head, number)), respond, Reply::head(status, "text/plain").end().0, broken.clone()));
+                    let (asked, reply) = (Arc::new(Asked::new(head, number)), Reply::head(status, "text/plain").end());
+                    tokio::spawn(play(asked, respond, reply.0, broken.clone()));
                     continue;
                 }
                 let asked = Arc::new(Asked::new(head, number));
