@@ -91,7 +91,7 @@ pub struct Named<'x> {
 /// In which phase a client left; a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
-    /// Its request was not whole yet.
+    /// Its request was not admitted yet: its body was still coming, where that is read whole.
     Request,
     /// It waited for its answer to begin.
     Waiting,

@@ -30,7 +30,6 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 
-use crate::access::Route;
 use crate::live::Current;
 use crate::observe::Observer;
 use crate::pool::retry::Failure;
@@ -167,18 +166,14 @@ impl ProxyHttp for Proxy {
         let (Some(identity), Some(route), Some(pool)) = (&x.identity, &x.admitted.route, &x.admitted.pool) else {
             return Err(Rejection::Internal.into());
         };
-        headers::spell_host(to)?; // before a new path, with which Pingora 0.9.1 forgets it
-        readdress(to, route, &pool.settings.path_prefix)?;
-        let via = s.req_header().version;
-        headers::to_engine(to, identity, via, &pool.settings.headers, x.admitted.credentials_pass)?;
-        if pool.settings.protocol == Protocol::Http1 {
-            return Ok(());
+        headers::spell_host(to)?;
+        headers::readdress(to, route, &pool.settings.path_prefix)?;
+        let client = s.req_header();
+        headers::to_engine(to, identity, client.version, &pool.settings.headers, x.admitted.credentials_pass)?;
+        match (pool.settings.protocol, x.way.place()) {
+            (Protocol::Http2, Some(place)) => headers::to_http2(to, client, &pool.settings.servers[place].address),
+            _ => Ok(()),
         }
-        if via == Version::HTTP_2 {
-            headers::welcome_trailers(to, &s.req_header().headers)?;
-        }
-        let place = x.way.place().ok_or(Rejection::Internal)?;
-        headers::name_host(to, &pool.settings.servers[place].address)
     }
 
     async fn upstream_response_filter(&self, _: &mut Session, h: &mut ResponseHeader, x: &mut Exchange) -> Result<()> {
@@ -295,20 +290,6 @@ impl ProxyHttp for Proxy {
     fn suppress_proxy_warn_log(&self, _: &Session, _: &Exchange, _: &Error, _: ProxyWarnLogContext) -> bool {
         true
     }
-}
-
-/// Puts the engine's path in place of the client's.
-///
-/// # Errors
-/// When Pingora does not take the path.
-pub fn readdress(to: &mut RequestHeader, route: &Route, prefix: &str) -> Result<()> {
-    if route.strip_prefix.is_none() && prefix.is_empty() {
-        return Ok(());
-    }
-    let stripped = route.stripped(to.uri.path()).unwrap_or("/"); // that it can be stripped was found on admission
-    let query = to.uri.query().map_or(String::new(), |query| format!("?{query}"));
-    let path = format!("{prefix}{stripped}{query}");
-    to.set_raw_path(path.as_bytes())
 }
 
 fn is_event_stream(kind: &[u8]) -> bool {

@@ -9,17 +9,15 @@ use std::time::Duration;
 use clap::Args;
 use http::header::HOST;
 use http::{Method, StatusCode};
-use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, Result as PingoraResult};
-use serde::Deserialize;
-use serde::de::IntoDeserializer;
 use tokio::time::timeout;
 
 use super::{Failure, Source};
 use crate::config::{self, Listen};
+use crate::daemon::probe::connector;
 use crate::proxy::ending::in_words;
 
 /// The longest a call may take in all.
@@ -31,7 +29,7 @@ const LONGEST: usize = 64 << 20;
 #[derive(Debug, Args)]
 pub(super) struct Whom {
     /// The daemon's admin listener, ip:port or unix:/path; without it, the one that the configuration names
-    #[arg(long, value_name = "ADDR", value_parser = listen)]
+    #[arg(long, value_name = "ADDR")]
     admin: Option<Listen>,
     #[command(flatten)]
     source: Source,
@@ -64,9 +62,7 @@ impl Whom {
             Some(listen) => vec![listen.clone()],
             None => self.configured()?,
         };
-        let mut options = ConnectorOptions::new(1);
-        options.ca_file = Some("/dev/null".to_owned()); // it speaks no TLS: the system's roots need not be read
-        Ok(Caller { connector: Connector::new(Some(options)), listens })
+        Ok(Caller { connector: connector(), listens })
     }
 
     fn configured(&self) -> Result<Vec<Listen>, Failure> {
@@ -85,12 +81,6 @@ impl Whom {
         }
         Ok(listens)
     }
-}
-
-/// Reads `ip:port` or `unix:/path`, as the configuration does.
-fn listen(written: &str) -> Result<Listen, String> {
-    let written: serde::de::value::StrDeserializer<'_, serde::de::value::Error> = written.into_deserializer();
-    Listen::deserialize(written).map_err(|wrong| wrong.to_string())
 }
 
 // === impl Caller ===

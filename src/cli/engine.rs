@@ -4,8 +4,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Args;
-use serde::Deserialize;
-use serde::de::value::{Error, StrDeserializer};
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,7 +25,7 @@ Example:
   forebay engine --listen 127.0.0.1:8002 --name gpu2 --fail 503 --fail-share 25")]
 pub(super) struct Engine {
     /// Where to listen: ip:port, where port 0 lets the system choose, or unix:/path
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000", value_parser = listen)]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8000")]
     listen: Listen,
     /// Shows in the answers, to tell several engines apart
     #[arg(long, default_value = "engine", value_parser = name)]
@@ -195,10 +193,6 @@ fn listener(bound: Bound) -> std::io::Result<Listener> {
     })
 }
 
-fn listen(written: &str) -> Result<Listen, String> {
-    Listen::deserialize(StrDeserializer::<Error>::new(written)).map_err(|e| e.to_string())
-}
-
 fn name(written: &str) -> Result<String, String> {
     let good = !written.is_empty() && written.chars().all(|c| c.is_ascii_graphic());
     if good { Ok(written.to_owned()) } else { Err("a name is made of visible ASCII characters".into()) }
@@ -275,7 +269,7 @@ mod tests {
 
     #[test]
     fn an_address_that_is_held_refuses_connections() {
-        let any = listen("127.0.0.1:0").expect("an address");
+        let any = "127.0.0.1:0".parse().expect("an address");
         let bound = bind(&any, true).expect("a port");
         let address: SocketAddr = listen::address(&bound).parse().expect("its address");
         let refused = std::net::TcpStream::connect(address).expect_err("a refusal");

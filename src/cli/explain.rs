@@ -21,8 +21,8 @@ use crate::config::plan::Plan;
 use crate::pool::{PoolId, Settings};
 use crate::prompt::scan::scan;
 use crate::proxy::admission::{asks_health, keeps_prefix, model, no_route, reads};
+use crate::proxy::headers::{self, readdress};
 use crate::proxy::rejection::Rejection;
-use crate::proxy::{headers, readdress};
 
 /// Say what a request would get under a configuration, and why
 ///

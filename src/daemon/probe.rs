@@ -159,8 +159,10 @@ fn check(settings: &Settings) -> Question {
     Arc::new(check)
 }
 
-/// How a check connects. It speaks no TLS: without a file of its own it would read the system's roots, some 10 ms a pool.
-fn connector() -> Connector {
+/// What connects for a few requests of our own. It speaks no TLS: without a file of its own it would read the system's roots,
+/// some 10 ms each time.
+#[must_use]
+pub fn connector() -> Connector {
     let mut options = ConnectorOptions::new(1);
     options.ca_file = Some("/dev/null".to_owned());
     Connector::new(Some(options))

@@ -16,6 +16,7 @@ use pingora::{ErrorType::InternalError, OrErr, Result};
 use uuid::Uuid;
 
 use super::rejection::Rejection;
+use crate::access::Route;
 use crate::access::key::CREDENTIALS;
 use crate::pool::settings::{Address, Headers};
 use crate::prompt::Dialect;
@@ -211,6 +212,29 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 
 // === what passes ===
 
+/// Writes the host that an HTTP/2 client asked for as `Host`, where everything else looks for it. Before the path changes: with a
+/// new one Pingora 0.9.1 forgets it.
+pub fn spell_host(header: &mut RequestHeader) -> Result<()> {
+    match header.uri.authority().map(|authority| authority.as_str().to_owned()) {
+        Some(host) if !header.headers.contains_key(HOST) => header.insert_header(HOST, host),
+        _ => Ok(()),
+    }
+}
+
+/// Puts the engine's path in place of the client's.
+///
+/// # Errors
+/// When Pingora does not take the path.
+pub fn readdress(to: &mut RequestHeader, route: &Route, prefix: &str) -> Result<()> {
+    if route.strip_prefix.is_none() && prefix.is_empty() {
+        return Ok(());
+    }
+    let stripped = route.stripped(to.uri.path()).unwrap_or("/"); // that it can be stripped was found on admission
+    let query = to.uri.query().map_or(String::new(), |query| format!("?{query}"));
+    let path = format!("{prefix}{stripped}{query}");
+    to.set_raw_path(path.as_bytes())
+}
+
 /// Makes the header that an engine gets out of the client's. Pingora has taken the hop-by-hop fields off.
 /// `via`: how it came to us; `credentials`: whether the client's go on.
 pub fn to_engine(
@@ -252,28 +276,20 @@ pub fn to_engine(
     Ok(())
 }
 
-/// Writes the host that an HTTP/2 client asked for as `Host`, where everything else looks for it.
-pub fn spell_host(header: &mut RequestHeader) -> Result<()> {
-    match header.uri.authority().map(|authority| authority.as_str().to_owned()) {
-        Some(host) if !header.headers.contains_key(HOST) => header.insert_header(HOST, host),
-        _ => Ok(()),
+/// What a request for an engine of HTTP/2 needs besides.
+///
+/// A host, the engine's own if its client named none. And that trailers are welcome, where the client says so, over HTTP/2 as
+/// well: it is said for one connection only (RFC 9110 §10.1.4), and gRPC's servers answer nothing without it.
+pub fn to_http2(header: &mut RequestHeader, client: &RequestHeader, engine: &Address) -> Result<()> {
+    let mut said = client.headers.get_all(TE).iter();
+    if client.version == Version::HTTP_2 && said.any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers")) {
+        header.insert_header(TE, HeaderValue::from_static("trailers"))?;
     }
-}
-
-/// Gives a request for an engine of HTTP/2, where none goes without a host, the engine's own if its client named none.
-pub fn name_host(header: &mut RequestHeader, engine: &Address) -> Result<()> {
     match engine {
         _ if header.headers.get(HOST).is_some_and(|host| !host.is_empty()) => Ok(()),
         Address::Unix(_) => header.insert_header(HOST, HeaderValue::from_static("localhost")),
         Address::Socket(_) | Address::Name { .. } => header.insert_header(HOST, engine.to_string()),
     }
-}
-
-/// Says again that trailers are welcome, where the client does: it is said for one connection only (RFC 9110 §10.1.4), and
-/// gRPC's servers answer nothing without it. For requests that are HTTP/2 on both sides.
-pub fn welcome_trailers(header: &mut RequestHeader, client: &HeaderMap) -> Result<()> {
-    let welcome = client.get_all(TE).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
-    if welcome { header.insert_header(TE, HeaderValue::from_static("trailers")) } else { Ok(()) }
 }
 
 /// Adds to a list in a field; several lines of it become one.
