@@ -140,33 +140,39 @@ fn rotation_under_load_loses_no_line() {
     assert_eq!((all.len(), ids.len()), (400, 400));
 }
 
+/// Where nobody can make a file.
+const NOWHERE: &str = "/proc/access.log";
+
 #[test]
 fn a_file_that_cannot_be_opened_ends_the_start_with_one_clear_line() {
-    let folder = Folder::with(&[("folder/x", "")]);
-    let pipe = folder.path("pipe");
-    assert!(Command::new("mkfifo").arg(&pipe).status().expect("`mkfifo` runs").success());
-    for (path, why) in [
-        (folder.path("folder"), "Is a directory (os error 21)"),
-        (pipe, "it is a pipe; write \"stderr\" and pipe that"),
-    ] {
-        folder.write("forebay.toml", &to(&Configuration::of(&["127.0.0.1:1"]), &path, "").to_string());
-        let said = forebay(&["run", "-c", &folder.path("forebay.toml")]);
-        assert_eq!((said.code, &*said.stdout), (Some(1), ""));
-        assert_eq!(said.stderr, format!("forebay: cannot write the access log to {path}: {why}\n"));
-    }
+    let folder = Folder::new();
+    folder.write("forebay.toml", &to(&Configuration::of(&["127.0.0.1:1"]), NOWHERE, "").to_string());
+    let said = forebay(&["run", "-c", &folder.path("forebay.toml")]);
+    assert_eq!((said.code, &*said.stdout), (Some(1), ""));
+    let why = "No such file or directory (os error 2)";
+    assert_eq!(said.stderr, format!("forebay: cannot write the access log to {NOWHERE}: {why}\n"));
 }
 
 #[test]
-fn a_file_in_no_folder_is_a_fault_with_its_place() {
-    let folder = Folder::new();
-    let text = to(&Configuration::of(&["127.0.0.1:1"]), &folder.path("none/access.log"), "").to_string();
-    folder.write("forebay.toml", &text);
-    let line = text.lines().position(|line| line.starts_with("access = ")).expect("a line") + 1;
-    let file = folder.path("forebay.toml");
-    let told = format!("{file}:{line}:10: the folder {} does not exist; make it first\n", folder.path("none"));
-    for command in ["check", "run"] {
-        let said = forebay(&[command, "-c", &file]);
-        assert_eq!((said.code, &*said.stderr), (Some(2), &*told), "{command}");
+fn what_can_be_no_log_file_is_a_fault_with_its_place() {
+    let folder = Folder::with(&[("folder/x", "")]);
+    let pipe = folder.path("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("`mkfifo` runs").success());
+    let none = format!("the folder {} does not exist; make it first", folder.path("none"));
+    let no_file = |path: &str| format!("{path} is not a file; write \"stderr\" to pipe the log");
+    for (path, why) in [
+        (folder.path("none/access.log"), none),
+        (folder.path("folder"), no_file(&folder.path("folder"))),
+        (pipe.clone(), no_file(&pipe)),
+    ] {
+        let text = to(&Configuration::of(&["127.0.0.1:1"]), &path, "").to_string();
+        folder.write("forebay.toml", &text);
+        let line = text.lines().position(|line| line.starts_with("access = ")).expect("a line") + 1;
+        let file = folder.path("forebay.toml");
+        for command in ["check", "run"] {
+            let said = forebay(&[command, "-c", &file]);
+            assert_eq!((said.code, &*said.stderr), (Some(2), &*format!("{file}:{line}:10: {why}\n")), "{command}");
+        }
     }
 }
 
@@ -174,9 +180,10 @@ fn a_file_in_no_folder_is_a_fault_with_its_place() {
 fn a_file_that_cannot_be_opened_on_a_reload_is_a_fault_and_all_stays_as_it_was() {
     let engine = Engine::start("e", &[]);
     let logging = Logging::start(&engine, "access.log");
-    for (bad, why) in
-        [("/no/folder/access.log", "the folder /no/folder does not"), ("/dev", "cannot write the access log to /dev: ")]
-    {
+    for (bad, why) in [
+        ("/no/folder/access.log", "the folder /no/folder does not"),
+        (NOWHERE, "cannot write the access log to /proc/"),
+    ] {
         logging.set(bad, "level = \"debug\"\nformat = \"text\"\n[model.new]\npool = \"p\"");
         logging.forebay.reload();
         assert!(logging.forebay.until_said(why).starts_with("not reloaded: "));
@@ -211,6 +218,21 @@ fn a_disk_that_takes_nothing_holds_up_no_request_and_is_told_of_once() {
 }
 
 #[test]
+fn the_last_lines_are_in_the_file_when_the_daemon_has_ended() {
+    let engine = Engine::start("e", &[]);
+    for _ in 0..3 {
+        let mut logging = Logging::start(&engine, "access.log");
+        // With nothing left to say on stderr, only the file is waited for.
+        logging.set(&logging.forebay.path("access.log"), "level = \"error\"");
+        logging.forebay.reload();
+        logging.ask("the-last");
+        logging.forebay.signal("TERM");
+        assert_eq!(logging.forebay.until_ended(), Some(0));
+        assert!(logging.lines("access.log").iter().any(|line| line.contains("the-last")));
+    }
+}
+
+#[test]
 fn the_form_of_both_logs_changes_with_a_reload() {
     let engine = Engine::start("e", &[]);
     let logging = Logging::start(&engine, "access.log");
@@ -221,8 +243,11 @@ fn the_form_of_both_logs_changes_with_a_reload() {
     logging.forebay.reload();
     logging.ask("text");
     let line = logging.until_logged("access.log", "text");
-    assert!(line.contains(" 200 POST /v1/chat/completions ") && line.ends_with("client=127.0.0.1 id=text"), "{line}");
-    assert!(line.contains(&format!(" model=m server=p/{} ", engine.address)), "{line}");
+    assert!(
+        line.contains(" 200 POST /v1/chat/completions ") && line.ends_with("client=127.0.0.1 request_id=text"),
+        "{line}"
+    );
+    assert!(line.contains(&format!(" model=m pool=p server={} ", engine.address)), "{line}");
     let said = until("a line for people", || {
         logging.forebay.log().lines().last().filter(|line| line.contains("configuration reloaded")).map(str::to_owned)
     });
@@ -230,7 +255,7 @@ fn the_form_of_both_logs_changes_with_a_reload() {
     logging.set("stderr", "format = \"text\"");
     logging.forebay.reload();
     logging.ask("among-the-others");
-    until("a line on stderr", || logging.forebay.log().contains("id=among-the-others").then_some(()));
+    until("a line on stderr", || logging.forebay.log().contains("request_id=among-the-others").then_some(()));
     logging.set("off", "format = \"json\"");
     logging.forebay.reload();
     logging.ask("nowhere");
