@@ -11,6 +11,7 @@ mod key;
 mod run;
 mod status;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -54,8 +55,8 @@ enum Failure {
     Usage(String),
     /// Something failed while running.
     Runtime(String),
-    /// The answer is no, and it was printed already.
-    No,
+    /// There is nothing left to say: the answer was no, or nobody listens.
+    Silent,
 }
 
 /// Runs what the arguments say.
@@ -93,6 +94,18 @@ impl Source {
     }
 }
 
+/// Prints all of it.
+///
+/// # Errors
+/// When nobody takes it: what was asked for has not been told.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|e| match e.kind() {
+        std::io::ErrorKind::BrokenPipe => Failure::Silent, // its reader has what it wanted
+        _ => Failure::Runtime(format!("cannot print: {e}")),
+    })
+}
+
 // === impl Failure ===
 
 impl Failure {
@@ -106,7 +119,7 @@ impl Failure {
                 eprintln!("forebay: {said}");
                 ExitCode::from(1)
             }
-            Self::No => ExitCode::from(1),
+            Self::Silent => ExitCode::from(1),
         }
     }
 }

@@ -34,7 +34,7 @@ use crate::live::{Current, Live};
 use crate::observe::Observer;
 use crate::proxy::Proxy;
 use door::Door;
-use listen::Bound;
+use listen::{Bound, SocketFile};
 use reload::Reloader;
 
 /// How long tasks that are cut at the end have to notice.
@@ -119,10 +119,10 @@ impl Daemon {
     /// A line that says why it could not start.
     pub fn run(self, early: Option<Signals>) -> Result<(), String> {
         let runtime = runtime(self.threads).map_err(|e| format!("cannot start: {e}"))?;
-        let listens: Vec<_> = self.traffic.iter().chain(&self.admin).map(|bound| bound.listen.clone()).collect();
+        let files: Vec<_> = self.traffic.iter().chain(&self.admin).filter_map(|bound| bound.file.clone()).collect();
         let served = runtime.block_on(self.serve(early)).map_err(|e| format!("cannot start: {e}"));
         runtime.shutdown_timeout(CUT);
-        listens.iter().for_each(listen::remove);
+        files.iter().for_each(SocketFile::remove);
         served
     }
 

@@ -37,7 +37,7 @@ use crate::pool::settings::Protocol;
 use crate::pool::way::Outcome;
 use crate::prompt::{Dialect, LastEvent};
 use cork::Cork;
-use ending::{End, FIRST_BYTE};
+use ending::End;
 use exchange::Exchange;
 use headers::Identity;
 use rejection::{Form, Rejection};
@@ -314,7 +314,7 @@ fn outcome(e: &Error, end: End) -> Outcome {
         _ if rejection::carried(e) == Some(&Rejection::UpstreamCredentials) => Outcome::Answered,
         End::ClientGone | End::Complete => Outcome::Cancelled,
         End::UpstreamTruncated => Outcome::Truncated,
-        End::Error if *e.etype() == FIRST_BYTE => Outcome::TimedOut,
+        End::Error if ending::is_timeout(e.etype()) => Outcome::TimedOut,
         End::Error => Outcome::Reset,
     }
 }

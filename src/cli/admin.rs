@@ -3,16 +3,15 @@
 //! Where that is says `--admin`, else the configuration. The file may have faults, as it does while somebody mends it:
 //! only the listener is read from it.
 
-use std::io;
 use std::time::Duration;
 
 use clap::Args;
 use http::header::HOST;
 use http::{Method, StatusCode};
+use pingora::Result as PingoraResult;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, Result as PingoraResult};
 use tokio::time::timeout;
 
 use super::{Failure, Source};
@@ -95,7 +94,7 @@ impl Caller {
         for listen in &self.listens {
             match timeout(DEADLINE, self.ask(listen, &method, path)).await {
                 Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(e)) => failed.push(format!("{listen}: {}", why(&e))),
+                Ok(Err(e)) => failed.push(format!("{listen}: {}", in_words(&e))),
                 Err(_) => failed.push(format!("{listen}: no answer in {} s", DEADLINE.as_secs())),
             }
         }
@@ -129,14 +128,5 @@ fn peer(listen: &Listen) -> PingoraResult<HttpPeer> {
     match listen {
         Listen::Tcp(address) => Ok(HttpPeer::new(*address, false, String::new())),
         Listen::Unix(path) => HttpPeer::new_uds(&path.to_string_lossy(), false, String::new()),
-    }
-}
-
-/// A failed call in words: the system's reason, where it gave one that says more than Pingora's.
-fn why(e: &Error) -> String {
-    match e.root_cause().downcast_ref::<io::Error>().map(io::Error::kind) {
-        Some(io::ErrorKind::NotFound) => "there is no such socket".into(),
-        Some(io::ErrorKind::PermissionDenied) => "permission denied".into(),
-        _ => in_words(e).into(),
     }
 }

@@ -26,8 +26,7 @@ impl Check {
     pub(super) fn run(self) -> Result<(), Failure> {
         let plan = Plan::load(&self.source.config, &self.source.environment());
         let plan = plan.map_err(|faults| Failure::Usage(faults.to_string()))?;
-        print!("{}", summary(&plan));
-        Ok(())
+        super::print(&summary(&plan))
     }
 }
 

@@ -100,9 +100,7 @@ impl Engine {
     pub(super) fn run(self) -> Result<(), Failure> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         let runtime = runtime.map_err(|e| Failure::Runtime(e.to_string()))?;
-        let listen = self.listen.clone();
-        let done = runtime.block_on(self.serve()).map_err(Failure::Runtime);
-        done.inspect(|()| listen::remove(&listen))
+        runtime.block_on(self.serve()).map_err(Failure::Runtime)
     }
 
     async fn serve(self) -> Result<(), String> {
@@ -111,6 +109,7 @@ impl Engine {
         let mut int = signal(SignalKind::interrupt()).map_err(said)?;
         let (name, refuse) = (self.name.clone(), self.bad_day.refuse);
         let bound = bind(&self.listen, refuse)?;
+        let file = bound.file.clone();
         let address = match &self.listen {
             Listen::Tcp(_) => format!("http://{}", listen::address(&bound)),
             Listen::Unix(_) => self.listen.to_string(),
@@ -135,6 +134,9 @@ impl Engine {
             _ = int.recv() => Ok(()),
         };
         drop(stop);
+        if let Some(file) = file {
+            file.remove();
+        }
         served
     }
 
@@ -171,7 +173,7 @@ fn bind(listen: &Listen, refuse: bool) -> Result<Bound, String> {
     match listen {
         Listen::Tcp(address) if refuse => {
             let socket = hold(*address).map_err(|e| format!("cannot bind {listen}: {e}"))?;
-            Ok(Bound { listen: listen.clone(), socket })
+            Ok(Bound::new(listen.clone(), socket))
         }
         _ => listen::bind(std::slice::from_ref(listen))?.pop().ok_or_else(|| format!("cannot listen on {listen}")),
     }

@@ -69,8 +69,8 @@ impl Explain {
         let plan = Plan::load(&self.source.config, &self.source.environment());
         let plan = plan.map_err(|faults| Failure::Usage(faults.to_string()))?;
         let (said, passes) = self.explain(&plan, SystemTime::now())?;
-        print!("{said}");
-        if passes { Ok(()) } else { Err(Failure::No) }
+        super::print(&said)?;
+        if passes { Ok(()) } else { Err(Failure::Silent) }
     }
 
     /// What there is to say of the request at `now`, and whether it would be let through.

@@ -54,15 +54,15 @@ impl New {
         let table = self.table(&secret);
         let shown = format!("# the secret, shown this once:\n# {secret}\n");
         match &self.append {
-            None => println!("{shown}\n{table}"),
+            None => super::print(&format!("{shown}\n{table}\n")),
             Some(file) => {
                 self.fits(file)?;
+                super::print(&shown)?; // first: a key whose secret nobody saw is of no use
                 append(file, &format!("\n{table}"))
                     .map_err(|e| Failure::Runtime(format!("cannot append to {}: {e}", file.display())))?;
-                println!("{shown}\n# appended to {}", file.display());
+                super::print(&format!("\n# appended to {}\n", file.display()))
             }
         }
-        Ok(())
     }
 
     /// Whether the key can stand in this file, which need not be there.

@@ -5,7 +5,7 @@
 
 mod table;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -44,19 +44,17 @@ impl Status {
         let runtime = runtime.map_err(|e| Failure::Runtime(e.to_string()))?;
         runtime.block_on(async {
             let caller = self.whom.caller()?;
-            let shown = if self.watch { watch(&caller).await } else { once(&caller).await };
-            shown.map_err(Failure::Runtime)
+            if self.watch { watch(&caller).await } else { once(&caller).await }
         })
     }
 }
 
-async fn once(caller: &Caller) -> Result<(), String> {
-    print(&table(&read(caller).await?, None, Timestamp::now()));
-    Ok(())
+async fn once(caller: &Caller) -> Result<(), Failure> {
+    super::print(&table(&read(caller).await?, None, Timestamp::now()))
 }
 
-async fn watch(caller: &Caller) -> Result<(), String> {
-    let mut interrupted = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
+async fn watch(caller: &Caller) -> Result<(), Failure> {
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(|e| Failure::Runtime(e.to_string()))?;
     let (mut before, between) = if io::stdout().is_terminal() { (CLEAR, CLEAR) } else { ("", "\n") };
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -68,25 +66,18 @@ async fn watch(caller: &Caller) -> Result<(), String> {
         };
         rates.update(&report, Instant::now());
         let shown = table(&report, Some(&rates), Timestamp::now());
-        if !print(&format!("{before}{shown}")) {
-            return Ok(());
-        }
+        super::print(&format!("{before}{shown}"))?;
         before = between;
     }
 }
 
-async fn read(caller: &Caller) -> Result<Report, String> {
-    let answer = caller.call(Method::GET, "/status").await?;
+async fn read(caller: &Caller) -> Result<Report, Failure> {
+    let answer = caller.call(Method::GET, "/status").await.map_err(Failure::Runtime)?;
     let strange = "is it forebay's admin listener? `[admin] listen` in its configuration is the address for --admin";
     if answer.status != StatusCode::OK {
-        return Err(format!("GET /status was answered with {}: {strange}", answer.status.as_u16()));
+        let status = answer.status.as_u16();
+        return Err(Failure::Runtime(format!("GET /status was answered with {status}: {strange}")));
     }
     serde_json::from_slice(&answer.body)
-        .map_err(|e| format!("GET /status was answered with something else ({e}): {strange}"))
-}
-
-/// Whether somebody still reads it.
-fn print(text: &str) -> bool {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_ok()
+        .map_err(|e| Failure::Runtime(format!("GET /status was answered with something else ({e}): {strange}")))
 }

@@ -97,7 +97,7 @@ impl Compiler<'_> {
                 self.fault(&span, format!("the folder {} does not exist; make it first", folder.display()));
             }
             let kind = path.metadata().map(|file| file.file_type());
-            if kind.is_ok_and(|kind| kind.is_dir() || kind.is_fifo()) {
+            if kind.is_ok_and(|kind| !kind.is_file() && !kind.is_char_device()) {
                 self.fault(&span, format!("{} is not a file; write \"stderr\" to pipe the log", path.display()));
             }
         }
@@ -146,8 +146,15 @@ impl Compiler<'_> {
         let routes = config.route.iter().map(|route| ("route", &route.get_ref().name));
         let keys = config.key.iter().map(|key| ("key", &key.get_ref().name));
         let pools = config.pool.keys().map(|pool| ("pool", pool));
-        for (what, name) in pools.chain(routes).chain(keys).filter(|(_, name)| name.get_ref().is_empty()) {
-            self.fault(&name.span(), format!("the {what}'s name is empty; logs and metrics call it so"));
+        let models = config.model.keys().map(|model| ("model", model));
+        let servers = config.pool.values().flat_map(|pool| pool.servers.get_ref());
+        let servers = servers.filter_map(|server| server.get_ref().name.as_ref()).map(|name| ("server", name));
+        for (what, name) in pools.chain(routes).chain(keys).chain(models).chain(servers) {
+            if name.get_ref().contains(char::is_control) {
+                self.fault(&name.span(), format!("the {what}'s name has a control character in it"));
+            } else if name.get_ref().is_empty() && !matches!(what, "model" | "server") {
+                self.fault(&name.span(), format!("the {what}'s name is empty; logs and metrics call it so"));
+            }
         }
     }
 
@@ -155,8 +162,11 @@ impl Compiler<'_> {
         let written = path.get_ref();
         if !written.starts_with('/') {
             self.fault(&path.span(), format!("`{key}` must begin with a slash; write \"/{written}\""));
-        } else if written.contains(['?', '#']) || written.parse::<http::Uri>().is_err() {
-            self.fault(&path.span(), format!("`{key}` is not a path: white space, `?` and `#` cannot be in it"));
+        } else if written.contains(['?', '#']) || !written.is_ascii() || written.parse::<http::Uri>().is_err() {
+            self.fault(
+                &path.span(),
+                format!("`{key}` is not a path: white space, `?`, `#` and what is not ASCII cannot be in it"),
+            );
         }
     }
 

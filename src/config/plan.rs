@@ -171,7 +171,7 @@ mod tests {
                 &[
                     "main:3:8: `host` is not a host; write such as \"api.example.com\"",
                     "main:4:15: `path_prefix` must begin with a slash; write \"/api\"",
-                    "main:5:15: `path` is not a path: white space, `?` and `#` cannot be in it",
+                    "main:5:15: `path` is not a path: white space, `?`, `#` and what is not ASCII cannot be in it",
                 ],
             ),
             ("[pool.x]\nservers = [\"a:1\"]\nhost = \"\"\npath_prefix = \"/\"\nhealth.path = \"\"", &[]),

@@ -3,7 +3,7 @@
 //! No timer is touched per request: phases are one atomic word, which the watchdog reads when a limit could have passed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -40,16 +40,23 @@ enum Phase {
     Idle,
     /// In a header.
     Header,
-    /// A request is being answered; over HTTP/2: the connection has had a stream.
+    /// A request is being answered.
     Busy,
+    /// HTTP/2 without a stream, after one. Pingora ends it in its time.
+    Quiet,
 }
 
-/// One client connection: its phase and when it began, in one word of milliseconds and two bits.
+/// One client connection: its phase and when it began, in one word of milliseconds and three bits.
 #[derive(Debug)]
 pub struct Connection {
     born: Instant,
     word: AtomicU64,
+    /// The HTTP/2 streams that are open.
+    streams: AtomicUsize,
 }
+
+/// An open HTTP/2 stream of a connection.
+struct Stream(Arc<Connection>);
 
 /// The application of one connection, around that of all of them.
 pub struct Edge<A> {
@@ -81,7 +88,7 @@ impl Limits {
 
 impl Default for Connection {
     fn default() -> Self {
-        Self { born: Instant::now(), word: AtomicU64::new(Phase::Fresh as u64) }
+        Self { born: Instant::now(), word: AtomicU64::new(Phase::Fresh as u64), streams: AtomicUsize::new(0) }
     }
 }
 
@@ -100,10 +107,11 @@ impl Connection {
             let (phase, age) = self.phase();
             let limit = match phase {
                 Phase::Busy => Duration::MAX,
-                Phase::Header => limits.header,
-                Phase::Fresh if stopping => GRACE.min(limits.header),
+                Phase::Fresh | Phase::Header if stopping => GRACE.min(limits.header),
                 Phase::Idle if stopping => GRACE,
-                Phase::Fresh => limits.header,
+                Phase::Quiet if stopping && self.streams.load(Relaxed) == 0 => 2 * GRACE, // it has been told to go
+                Phase::Quiet => Duration::MAX,
+                Phase::Fresh | Phase::Header => limits.header,
                 Phase::Idle => limits.keepalive,
             };
             if age >= limit {
@@ -118,14 +126,33 @@ impl Connection {
     }
 
     fn enter(&self, phase: Phase) {
-        let millis = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX >> 2);
-        self.word.store(millis << 2 | phase as u64, Relaxed);
+        let millis = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX >> 3);
+        self.word.store(millis << 3 | phase as u64, Relaxed);
     }
 
     fn phase(&self) -> (Phase, Duration) {
         let word = self.word.load(Relaxed);
-        let phase = [Phase::Fresh, Phase::Idle, Phase::Header, Phase::Busy][(word & 3) as usize];
-        (phase, self.born.elapsed().saturating_sub(Duration::from_millis(word >> 2)))
+        let phases = [Phase::Fresh, Phase::Idle, Phase::Header, Phase::Busy, Phase::Quiet];
+        let phase = phases.get((word & 7) as usize).copied().unwrap_or(Phase::Busy);
+        (phase, self.born.elapsed().saturating_sub(Duration::from_millis(word >> 3)))
+    }
+}
+
+// === impl Stream ===
+
+impl Stream {
+    fn open(connection: &Arc<Connection>) -> Self {
+        connection.streams.fetch_add(1, Relaxed);
+        connection.enter(Phase::Busy);
+        Self(connection.clone())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.0.streams.fetch_sub(1, Relaxed) == 1 {
+            self.0.enter(Phase::Quiet);
+        }
     }
 }
 
@@ -153,6 +180,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Edge<A> {
     ) -> Option<ReusedHttpStream> {
         if session.as_http1().is_none() {
             // Each stream is a task.
+            let _open = Stream::open(&self.connection);
             return scope(self.connection.clone(), self.app.process_new_http(session, shutdown)).await;
         }
         loop {

@@ -4,9 +4,9 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use socket2::{Domain, Socket, Type};
 
@@ -22,6 +22,16 @@ pub struct Bound {
     pub listen: Listen,
     /// The socket, listening.
     pub socket: Socket,
+    /// The file of a unix socket.
+    pub file: Option<SocketFile>,
+}
+
+/// The file that a unix socket leaves behind, told apart from another one of this name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
 }
 
 /// Binds every address, or none.
@@ -36,9 +46,9 @@ pub fn bind(all: &[Listen]) -> Result<Vec<Bound>, String> {
             Listen::Unix(path) => unix(path),
         };
         match socket.and_then(|socket| socket.set_nonblocking(true).map(|()| socket)) {
-            Ok(socket) => bound.push(Bound { listen: listen.clone(), socket }),
+            Ok(socket) => bound.push(Bound::new(listen.clone(), socket)),
             Err(e) => {
-                bound.iter().for_each(|bound| remove(&bound.listen));
+                bound.iter().filter_map(|bound| bound.file.as_ref()).for_each(SocketFile::remove);
                 return Err(refused(listen, &e));
             }
         }
@@ -53,10 +63,33 @@ pub fn address(bound: &Bound) -> String {
     chosen.map_or_else(|| bound.listen.to_string(), |address| address.to_string())
 }
 
-/// Removes what a unix socket leaves behind.
-pub fn remove(listen: &Listen) {
-    if let Listen::Unix(path) = listen {
-        let _ = fs::remove_file(path); // gone already: fine
+// === impl Bound ===
+
+impl Bound {
+    /// A socket that was bound to this address just now.
+    #[must_use]
+    pub fn new(listen: Listen, socket: Socket) -> Self {
+        let file = match &listen {
+            Listen::Unix(path) => SocketFile::at(path),
+            Listen::Tcp(_) => None,
+        };
+        Self { listen, socket, file }
+    }
+}
+
+// === impl SocketFile ===
+
+impl SocketFile {
+    fn at(path: &Path) -> Option<Self> {
+        let file = fs::symlink_metadata(path).ok()?;
+        Some(Self { path: path.to_owned(), device: file.dev(), inode: file.ino() })
+    }
+
+    /// Removes it, unless another process's socket has taken its place.
+    pub fn remove(&self) {
+        if Self::at(&self.path).as_ref() == Some(self) {
+            let _ = fs::remove_file(&self.path); // gone already: fine
+        }
     }
 }
 
@@ -77,8 +110,14 @@ fn unix(path: &Path) -> io::Result<Socket> {
     Ok(Socket::from(OwnedFd::from(UnixListener::bind(path)?)))
 }
 
+fn is_other_file(listen: &Listen) -> bool {
+    let Listen::Unix(path) = listen else { return false };
+    fs::symlink_metadata(path).is_ok_and(|file| !file.file_type().is_socket())
+}
+
 fn refused(listen: &Listen, e: &io::Error) -> String {
     let hint = match e.kind() {
+        io::ErrorKind::AddrInUse if is_other_file(listen) => "a file stands there that is not a socket",
         io::ErrorKind::AddrInUse => "another process listens there already",
         io::ErrorKind::AddrNotAvailable => "this machine has no such address",
         io::ErrorKind::PermissionDenied => "permission denied: a port below 1024 needs CAP_NET_BIND_SERVICE",

@@ -31,11 +31,11 @@ impl Logger {
 }
 
 impl Log for Logger {
-    /// What the framework warns of is mostly what we told it; what it fails at is not. Below that Pingora 0.9.1 shows whole
-    /// headers, with the secrets in them.
+    /// What the framework complains of is what clients and engines do, and what is worth a line was said by us: its own word
+    /// is for those who look closer. Below that Pingora 0.9.1 shows whole headers, with the secrets in them.
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        let framework = if log::max_level() >= LevelFilter::Debug { Level::Warn } else { Level::Error };
-        metadata.target().starts_with("forebay") || metadata.level() <= framework
+        let closer = log::max_level() >= LevelFilter::Debug && metadata.level() <= Level::Warn;
+        metadata.target().starts_with("forebay") || closer
     }
 
     fn log(&self, record: &Record<'_>) {

@@ -3,6 +3,8 @@
 //! Pingora 0.9.1 marks all that a client's session reports as coming from downstream, our own time-outs too. Only the type
 //! of an error arrives unchanged, so our types are looked at first.
 
+use std::io;
+
 use pingora::{Error, ErrorSource, ErrorType};
 
 use super::rejection::{self, Rejection};
@@ -68,6 +70,7 @@ pub fn of(error: &Error, begun: bool, limits: &Server) -> (End, Option<Rejection
             (End::Complete, Some(Rejection::Malformed("its chunked body is not one")))
         }
         (_, ErrorSource::Downstream) => (End::ClientGone, None),
+        (kind, ErrorSource::Upstream) if is_timeout(kind) => (failed, Some(Rejection::Timeout)),
         (_, ErrorSource::Upstream) => (failed, Some(Rejection::Unavailable)),
         (_, ErrorSource::Internal | ErrorSource::Unset) => (failed, Some(Rejection::Internal)),
     }
@@ -89,11 +92,22 @@ pub fn was_not_taken(error: &mut Error, reused: bool, protocol: Protocol) -> boo
         }
 }
 
+/// Whether an engine took too long, by our clock or by Pingora's.
+#[must_use]
+pub fn is_timeout(kind: &ErrorType) -> bool {
+    matches!(kind, ErrorType::ReadTimedout | ErrorType::WriteTimedout) || *kind == FIRST_BYTE
+}
+
 /// A failure of an engine in words, for the log.
 #[must_use]
 pub fn in_words(error: &Error) -> &'static str {
     if rejection::carried(error) == Some(&Rejection::UpstreamCredentials) {
         return "it refused the pool's `api_key`";
+    }
+    match error.root_cause().downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(io::ErrorKind::NotFound) => return "there is no such socket",
+        Some(io::ErrorKind::PermissionDenied) => return "permission denied",
+        _ => {}
     }
     match error.root_etype() {
         ErrorType::ConnectRefused => "connection refused",
@@ -103,6 +117,10 @@ pub fn in_words(error: &Error) -> &'static str {
         ErrorType::ReadError | ErrorType::WriteError => "the connection was reset",
         ErrorType::InvalidHTTPHeader => "its answer is not HTTP",
         ErrorType::SocketError => "no socket is left to reach it",
+        ErrorType::ConnectError => "it cannot be connected to",
+        ErrorType::InvalidH2 | ErrorType::H2Error | ErrorType::HandshakeError => "it does not keep to HTTP/2",
+        kind if BAD_CHUNKS.contains(kind) => "its chunked answer is not one",
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => "no answer in time",
         kind if *kind == FIRST_BYTE => "no answer in time",
         kind if *kind == UNFINISHED => "its stream ended without its last event",
         other => other.as_str(),

@@ -54,6 +54,8 @@ pub fn of(settings: &Settings, endpoint: &Endpoint, fresh: bool) -> Result<Box<H
         // The connection's window holds all of its streams' windows: clients that read nothing hold up no others.
         options.h2_stream_window_size = Some(WINDOW);
         options.h2_connection_window_size = Some(STREAMS * WINDOW);
+        // While an engine takes nothing of a body, Pingora 0.9.1 polls neither the client nor our clock.
+        options.write_timeout = settings.first_byte;
     }
     if fresh {
         options.idle_timeout = Some(Duration::from_millis(1));

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use http::HeaderValue;
 use http::header::{AUTHORIZATION, HOST, HeaderName};
+use http::uri::Authority;
 
 use super::{Compiler, some};
 use crate::config::{self, Engine, Spanned};
@@ -49,9 +50,8 @@ impl Compiler<'_> {
     /// What is changed in the header of each request to a pool's servers.
     fn pool_headers(&mut self, pool: &config::Pool) -> Headers {
         let host = pool.host.as_ref().filter(|host| !host.get_ref().is_empty());
-        if let Some(host) =
-            host.filter(|host| HeaderValue::from_str(host.get_ref()).is_err() || host.get_ref().contains(['/', ' ']))
-        {
+        let is_host = |host: &str| !host.contains('@') && host.parse::<Authority>().is_ok();
+        if let Some(host) = host.filter(|host| !is_host(host.get_ref())) {
             self.fault(&host.span(), "`host` is not a host; write such as \"api.example.com\"");
         }
         let span = pool.api_key.span();
@@ -108,7 +108,7 @@ impl Compiler<'_> {
     }
 
     fn header_value(&mut self, value: &Spanned<String>) -> Option<HeaderValue> {
-        let header = HeaderValue::from_str(value.get_ref()).ok();
+        let header = HeaderValue::from_str(value.get_ref()).ok().filter(|_| value.get_ref().is_ascii());
         if header.is_none() {
             self.fault(&value.span(), "a header's value is one line of visible ASCII characters"); // it may be a secret
         }
