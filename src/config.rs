@@ -327,7 +327,7 @@ pub enum By {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, remote = "Self")]
 pub struct Key {
-    /// How it is called in logs and metrics.
+    /// How it is called in logs and in the status.
     pub name: Spanned<String>,
     /// Digests of the whole secret: one, or several while rotating.
     #[serde(deserialize_with = "units::one_or_some")]

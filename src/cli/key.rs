@@ -20,7 +20,7 @@ pub(super) enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  forebay key new search-team --model 'llama-*' --append /etc/forebay/keys.toml")]
 pub(super) struct New {
-    /// Shows in logs and metrics; the secret never does
+    /// Shows in logs and in the status; the secret never does
     name: String,
     /// A glob of the models that it may ask; may be given again. Without one: all
     #[arg(long = "model", value_name = "GLOB")]
@@ -58,9 +58,14 @@ impl New {
             Some(file) => {
                 self.fits(file)?;
                 super::print(&shown)?; // first: a key whose secret nobody saw is of no use
+                let made = !file.exists();
                 append(file, &format!("\n{table}"))
                     .map_err(|e| Failure::Runtime(format!("cannot append to {}: {e}", file.display())))?;
-                super::print(&format!("\n# appended to {}\n", file.display()))
+                let shown = file.display();
+                super::print(&match made {
+                    true => format!("\n# made {shown}, which counts once a configuration includes it\n"),
+                    false => format!("\n# appended to {shown}\n"),
+                })
             }
         }
     }

@@ -176,6 +176,24 @@ mod tests {
             ),
             ("[pool.x]\nservers = [\"a:1\"]\nhost = \"\"\npath_prefix = \"/\"\nhealth.path = \"\"", &[]),
             (
+                "[pool.\"x\\u001b\"]\nservers = [{ address = \"a:1\", name = \"g\\n\" }]\n[model.\"y\\t\"]\npool = \"p\"",
+                &[
+                    "main:1:7: the pool's name has a control character in it",
+                    "main:2:38: the server's name has a control character in it",
+                    "main:3:8: the model's name has a control character in it",
+                ],
+            ),
+            (
+                "[pool.x]\nservers = [\"a:1\"]\nhost = \"u@a\"\npath_prefix = \"/é\"\nset_headers = { X-A = \"é\", x-b = \"1\", X-B = \"2\" }\nremove_headers = [\"x-a\"]",
+                &[
+                    "main:3:8: `host` is not a host; write such as \"api.example.com\"",
+                    "main:4:15: `path_prefix` is not a path: white space, `?`, `#` and what is not ASCII cannot be in it",
+                    "main:5:23: a header's value is one line of visible ASCII characters",
+                    "main:5:28: the header x-b stands twice, first at main:5:39",
+                    "main:6:19: the header x-a stands twice, first at main:5:17",
+                ],
+            ),
+            (
                 "[pool.x]\nservers = [\"unix:/a\", \"b:1\"]\nhealth.port = 80",
                 &["main:3:15: the probes of unix:/a cannot go to another port; write 0"],
             ),

@@ -67,14 +67,14 @@ impl Proxy {
         let body = body?;
         x.admitted.body = body.len();
         let prompt = scan(&body).map_err(Rejection::Unreadable)?;
-        let model = model(&live.plan, x.admitted.key.as_deref(), &prompt.model)?;
+        x.admitted.stream = Some(prompt.stream);
+        let asked = &*x.admitted.asked.insert(prompt.model);
+        let model = model(&live.plan, x.admitted.key.as_deref(), asked)?;
         let pool = live.pool(model.pool);
         let body = match &model.upstream {
             Some(name) => rename(&body, &prompt.model_span, name),
             None => body,
         };
-        x.admitted.stream = Some(prompt.stream);
-        x.admitted.asked = Some(prompt.model);
         x.admitted.model = Some(model);
         x.admitted.pool = Some(pool.clone());
         x.way.repeatable = true;

@@ -17,6 +17,9 @@ use crate::pool::Pool;
 use crate::pool::way::{Outcome, Way};
 use crate::prompt::{Dialect, LastEvent};
 
+/// How much of a model's name is logged, in bytes: a client may ask for any.
+const LONGEST_NAME: usize = 256;
+
 /// One request and its answer.
 pub struct Exchange {
     /// What was in force when it came, pinned.
@@ -150,7 +153,7 @@ impl Exchange {
             method: request.method.as_str(),
             path: request.uri.path(),
             model: admitted.model.as_ref().map(|model| Named { place: model.place, name: &model.name }),
-            asked: admitted.asked.as_deref(),
+            asked: admitted.asked.as_deref().map(|name| &name[..name.floor_char_boundary(LONGEST_NAME)]),
             pool: admitted.pool.as_deref().map(of_pool),
             attempts: admitted.pool.as_ref().map_or(vec![], |pool| attempts(&self.way, pool)),
             status,

@@ -23,6 +23,8 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive {
     user_timeout: Duration::ZERO,
 };
 
+/// By how much our clock is ahead of Pingora's.
+const AFTER_OUR_CLOCK: Duration = Duration::from_millis(100);
 /// The most requests that share an HTTP/2 connection; an engine may allow fewer.
 const STREAMS: u32 = 100;
 /// The bytes that an engine may send on an HTTP/2 stream before its client has taken any.
@@ -54,8 +56,9 @@ pub fn of(settings: &Settings, endpoint: &Endpoint, fresh: bool) -> Result<Box<H
         // The connection's window holds all of its streams' windows: clients that read nothing hold up no others.
         options.h2_stream_window_size = Some(WINDOW);
         options.h2_connection_window_size = Some(STREAMS * WINDOW);
-        // While an engine takes nothing of a body, Pingora 0.9.1 polls neither the client nor our clock.
-        options.write_timeout = settings.first_byte;
+        // While an engine takes nothing of a body, Pingora 0.9.1 polls neither the client nor our clock. This one holds for
+        // each later silence too.
+        options.read_timeout = settings.first_byte.map(|limit| limit + AFTER_OUR_CLOCK);
     }
     if fresh {
         options.idle_timeout = Some(Duration::from_millis(1));

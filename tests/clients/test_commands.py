@@ -63,6 +63,24 @@ def test_a_new_key_works_when_pasted(tmp_path):
         engine.stop()
 
 
+def test_what_cannot_be_printed_is_said_and_a_key_that_nobody_saw_is_not_kept(tmp_path):
+    keys, file = tmp_path / "keys.toml", tmp_path / "forebay.toml"
+    file.write_text('[pool.p]\nservers = ["127.0.0.1:1"]\n')
+    for arguments in [
+        ["check", "-c", file],
+        ["explain", "-c", file, "--path", "/health", "--method", "GET"],
+        ["key", "new", "x"],
+        ["key", "new", "x", "--append", keys],
+    ]:
+        with open("/dev/full", "w") as full:
+            options = {"stdin": subprocess.DEVNULL, "stdout": full, "stderr": subprocess.PIPE, "text": True, "timeout": 30}
+            done = subprocess.run([BINARY, *map(str, arguments)], **options)
+        assert (done.returncode, done.stderr) == (1, "forebay: cannot print: No space left on device (os error 28)\n")
+    assert not keys.exists()
+    piped = subprocess.run(["bash", "-c", f"set -o pipefail; {BINARY} check -c {file} | true"], capture_output=True)
+    assert piped.returncode in (0, 1) and piped.stderr == b""
+
+
 def test_check_praises_what_run_would_run(world):
     checked = run("check", "-c", str(world.forebay.file))
     assert checked.returncode == 0

@@ -86,6 +86,28 @@ fn idle_connections_do_not_hold_the_end_up() {
 }
 
 #[test]
+fn connections_without_a_whole_request_do_not_hold_the_end_up() {
+    let (_engine, mut forebay) = fast("");
+    let begun: [&[u8]; 3] = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", // and no settings
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", // settings, and nothing is read
+    ];
+    let held = begun.map(|bytes| {
+        let mut client = forebay.client();
+        client.write(bytes).expect("sent");
+        client
+    });
+    until("all are connected", || (forebay.metric("forebay_client_connections")? >= 3.0).then_some(()));
+    let told = Instant::now();
+    forebay.signal("TERM");
+    assert_eq!(forebay.until_ended(), Some(0));
+    assert!(told.elapsed() < Duration::from_secs(4), "{:?}", told.elapsed());
+    forebay.until_said("stopped: every request was finished");
+    drop(held);
+}
+
+#[test]
 fn every_busy_keep_alive_client_is_told_to_close_and_none_is_reset() {
     let (_engine, mut forebay) = fast("");
     let address = forebay.traffic().to_owned();

@@ -98,6 +98,24 @@ fn a_socket_file_left_by_a_crash_is_replaced_and_one_in_use_is_not() {
 }
 
 #[test]
+fn a_socket_file_that_another_daemon_has_made_anew_is_left_alone() {
+    let folder = Folder::new();
+    let socket = folder.path("taken.sock");
+    let configuration = Configuration::of(&["127.0.0.1:1"]).listen(&format!("unix:{socket}"));
+    let mut former = Forebay::start(&configuration);
+    std::fs::remove_file(&socket).expect("removed");
+    let latter = Forebay::start(&configuration);
+    former.signal("TERM");
+    assert_eq!(former.until_ended(), Some(0));
+    assert_eq!(Client::connect(&format!("unix:{socket}")).get("/health").status, 503);
+    drop(latter); // killed, so its file is left
+    std::fs::remove_file(&socket).expect("removed");
+    std::fs::write(&socket, "no socket").expect("written");
+    let said = refused(&configuration);
+    assert_eq!(said, format!("forebay: cannot listen on unix:{socket}: a file stands there that is not a socket"));
+}
+
+#[test]
 fn a_daemon_listens_on_every_address_it_was_given() {
     let configuration =
         Configuration::of(&["127.0.0.1:1"]).listen("127.0.0.1:0").listen("127.0.0.2:0").admin_listen("127.0.0.3:0");

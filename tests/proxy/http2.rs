@@ -232,6 +232,23 @@ async fn an_engines_early_answer_to_a_body_it_does_not_read_reaches_the_client()
 }
 
 #[tokio::test]
+async fn an_engine_that_takes_nothing_of_a_body_and_says_nothing_is_given_up() {
+    for version in VERSIONS {
+        for request in [large(2_000_000), post("/raw/x").body("x".repeat(2_000_000)).pieces(60_000)] {
+            let engine = Engine::unreading(Reply::silence().stall()).await;
+            let forebay = in_front_of(&[&engine]).and("[pool.p.timeouts]\nfirst_byte = \"500ms\"").start().await;
+            let asked = Instant::now();
+            let answer = Client::connect(&forebay, version).await.ask_while_sending(&request).await;
+            assert_eq!((answer.status, &*answer.code()), (504, "upstream_timeout"), "{version:?}");
+            assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+            forebay.idle().await;
+            let record = forebay.record().await;
+            assert_eq!((&record["end"], &record["attempts"]), (&"error".into(), &1.into()), "{version:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn answers_without_a_body_are_whole() {
     for version in VERSIONS {
         let engine = Engine::new(|asked| match (asked.head.method.as_str(), asked.head.uri.path()) {
