@@ -57,15 +57,16 @@ impl New {
             None => super::print(&format!("{shown}\n{table}\n")),
             Some(file) => {
                 self.fits(file)?;
-                super::print(&shown)?; // first: a key whose secret nobody saw is of no use
                 let made = !file.exists();
-                append(file, &format!("\n{table}"))
+                let text = format!("\n{table}");
+                let undo = append(file, &text)
                     .map_err(|e| Failure::Runtime(format!("cannot append to {}: {e}", file.display())))?;
-                let shown = file.display();
-                super::print(&match made {
-                    true => format!("\n# made {shown}, which counts once a configuration includes it\n"),
-                    false => format!("\n# appended to {shown}\n"),
-                })
+                let where_to = match made {
+                    true => format!("# made {}, which counts once a configuration includes it", file.display()),
+                    false => format!("# appended to {}", file.display()),
+                };
+                // A key whose secret nobody saw is of no use.
+                super::print(&format!("{shown}\n{where_to}\n")).inspect_err(|_| undo())
             }
         }
     }
@@ -103,12 +104,23 @@ impl New {
     }
 }
 
-/// Appends all of it, or nothing: half a table would be the end of the next reload.
-fn append(file: &Path, text: &str) -> std::io::Result<()> {
-    let mut file = OpenOptions::new().append(true).create(true).open(file)?;
+/// Appends all of it, or nothing: half a table would be the end of the next reload. What it gives takes it away again.
+fn append(path: &Path, text: &str) -> std::io::Result<impl FnOnce()> {
+    let made = !path.exists();
+    let mut file = OpenOptions::new().append(true).create(true).open(path)?;
     let before = file.metadata()?.len();
     let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
-    written.inspect_err(|_| drop(file.set_len(before))) // the first error is what counts
+    let undo = move || {
+        // The first error is what counts.
+        let _ = if made { fs::remove_file(path) } else { file.set_len(before) };
+    };
+    match written {
+        Ok(()) => Ok(undo),
+        Err(e) => {
+            undo();
+            Err(e)
+        }
+    }
 }
 
 /// 256 random bits, with a prefix by which a leaked one is recognised.
