@@ -35,7 +35,7 @@ pub use fault::{Fault, Faults, Place};
 pub use merge::Declared;
 pub use secret::Secret;
 pub use source::{Loaded, Sources, load};
-pub use units::{Digest, Size};
+pub use units::{Digest, Share, Size};
 
 use crate::access::route::Auth;
 use crate::observe::Format;
@@ -254,6 +254,12 @@ pub struct Timeouts {
     /// Until the response header is there.
     #[serde(deserialize_with = "units::duration")]
     pub first_byte: Duration,
+    /// The longest silence inside a response.
+    #[serde(deserialize_with = "units::duration")]
+    pub idle: Duration,
+    /// From the request's header to the response's end.
+    #[serde(deserialize_with = "units::duration")]
+    pub total: Duration,
 }
 
 /// `[pool.NAME.connections]`: the connections kept to the engines.
@@ -271,6 +277,8 @@ pub struct Connections {
 pub struct Retry {
     /// How many servers are tried in all.
     pub attempts: NonZeroU32,
+    /// What all retries of the pool may cost: so much of its requests.
+    pub budget: Share,
 }
 
 /// `[model.NAME]`: who serves a public model name.
@@ -423,7 +431,12 @@ impl Default for Health {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Timeouts { connect: Duration::from_secs(1), first_byte: Duration::from_secs(300) }
+        Timeouts {
+            connect: Duration::from_secs(1),
+            first_byte: Duration::from_secs(300),
+            idle: Duration::from_secs(120),
+            total: Duration::ZERO,
+        }
     }
 }
 
@@ -435,7 +448,7 @@ impl Default for Connections {
 
 impl Default for Retry {
     fn default() -> Self {
-        Retry { attempts: count(3) }
+        Retry { attempts: count(3), budget: Share(2_000) }
     }
 }
 
@@ -513,10 +526,13 @@ mod tests {
             [pool.x.timeouts]
             connect = "1s"
             first_byte = "300s"
+            idle = "120s"
+            total = "0s"
             [pool.x.connections]
             idle_timeout = "4s"
             [pool.x.retry]
             attempts = 3
+            budget = "20%"
             [model.m]
             pool = "x"
             owned_by = "forebay"

@@ -11,6 +11,7 @@ pub mod settings;
 pub mod way;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -19,6 +20,7 @@ pub use server::Server;
 pub use settings::Settings;
 
 use balance::{Asker, Candidate, Selector};
+use retry::Budget;
 
 /// A pool's place in the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,6 +43,7 @@ pub struct Pool {
 struct Chooser {
     selector: Box<dyn Selector>,
     candidates: Vec<Candidate>,
+    budget: Budget,
 }
 
 // === impl Pool ===
@@ -59,14 +62,27 @@ impl Pool {
             .collect();
         let selector = settings.balance.selector(servers.len());
         let candidates = Vec::with_capacity(servers.len());
-        Self { id, settings, servers, chooser: Mutex::new(Chooser { selector, candidates }) }
+        let budget = Budget::new(settings.budget, Instant::now());
+        Self { id, settings, servers, chooser: Mutex::new(Chooser { selector, candidates, budget }) }
     }
 
     /// A lease on one of the usable servers that are not `tried`; backups only where no other is left.
     #[must_use]
-    pub fn pick(&self, tried: &[usize], asker: Asker) -> Option<Lease> {
+    pub fn pick(&self, tried: &[usize], asker: Asker, now: Instant) -> Option<Lease> {
         let mut chooser = self.chooser.lock();
-        let Chooser { selector, candidates } = &mut *chooser;
+        chooser.budget.request(now);
+        self.choose(&mut chooser, tried, asker)
+    }
+
+    /// The same for a retry: none where the budget is spent.
+    #[must_use]
+    pub fn pick_another(&self, tried: &[usize], asker: Asker, now: Instant) -> Option<Lease> {
+        let mut chooser = self.chooser.lock();
+        if chooser.budget.retry(now) { self.choose(&mut chooser, tried, asker) } else { None }
+    }
+
+    fn choose(&self, chooser: &mut Chooser, tried: &[usize], asker: Asker) -> Option<Lease> {
+        let Chooser { selector, candidates, .. } = chooser;
         for backup in [false, true] {
             candidates.clear();
             candidates.extend(self.usable(tried, backup));
@@ -153,11 +169,12 @@ mod tests {
     #[test]
     fn requests_go_round_in_the_order_of_the_weights() {
         let pool = pool(&[("a", 5, false), ("b", 1, false), ("c", 1, false)]);
-        let order: Vec<String> = (0..14).map(|_| picked(&pool, pool.pick(&[], Asker::default()))).collect();
+        let order: Vec<String> =
+            (0..14).map(|_| picked(&pool, pool.pick(&[], Asker::default(), Instant::now()))).collect();
         assert_eq!(order.join(""), "aabacaaaabacaa");
         let mut counts = HashMap::new();
         for _ in 0..7_000 {
-            *counts.entry(picked(&pool, pool.pick(&[], Asker::default()))).or_insert(0) += 1;
+            *counts.entry(picked(&pool, pool.pick(&[], Asker::default(), Instant::now()))).or_insert(0) += 1;
         }
         assert_eq!((counts["a"], counts["b"], counts["c"]), (5_000, 1_000, 1_000));
     }
@@ -166,8 +183,11 @@ mod tests {
     fn a_server_that_is_down_tried_or_of_no_weight_is_not_picked() {
         let pool = pool(&[("a", 1, false), ("b", 1, false), ("z", 0, false)]);
         observe(&pool.servers[0], Probed::Failed("down".into()));
-        assert_eq!((0..3).map(|_| picked(&pool, pool.pick(&[], Asker::default()))).collect::<String>(), "bbb");
-        assert_eq!(picked(&pool, pool.pick(&[1], Asker::default())), "-");
+        assert_eq!(
+            (0..3).map(|_| picked(&pool, pool.pick(&[], Asker::default(), Instant::now()))).collect::<String>(),
+            "bbb"
+        );
+        assert_eq!(picked(&pool, pool.pick(&[1], Asker::default(), Instant::now())), "-");
         assert!(pool.is_usable());
         observe(&pool.servers[1], Probed::Failed("down".into()));
         assert!(!pool.is_usable());
@@ -176,16 +196,16 @@ mod tests {
     #[test]
     fn a_backup_is_picked_only_where_no_other_is_left() {
         let pool = pool(&[("a", 1, false), ("b", 1, true)]);
-        assert_eq!(picked(&pool, pool.pick(&[], Asker::default())), "a");
-        assert_eq!(picked(&pool, pool.pick(&[0], Asker::default())), "b");
+        assert_eq!(picked(&pool, pool.pick(&[], Asker::default(), Instant::now())), "a");
+        assert_eq!(picked(&pool, pool.pick(&[0], Asker::default(), Instant::now())), "b");
         observe(&pool.servers[0], Probed::Failed("down".into()));
-        assert_eq!(picked(&pool, pool.pick(&[], Asker::default())), "b");
+        assert_eq!(picked(&pool, pool.pick(&[], Asker::default(), Instant::now())), "b");
     }
 
     #[test]
     fn a_lease_counts_while_it_is_held_and_no_longer() {
         let pool = pool(&[("a", 1, false)]);
-        let leases: Vec<_> = (0..3).map(|_| pool.pick(&[], Asker::default())).collect();
+        let leases: Vec<_> = (0..3).map(|_| pool.pick(&[], Asker::default(), Instant::now())).collect();
         assert_eq!(pool.servers[0].in_flight(), 3);
         drop(leases);
         assert_eq!(pool.servers[0].in_flight(), 0);
@@ -201,7 +221,7 @@ mod tests {
         let pick = || {
             let shared = |_: &usize| {
                 together.wait();
-                let lease = pool.pick(&[], Asker::default()).unwrap();
+                let lease = pool.pick(&[], Asker::default(), Instant::now()).unwrap();
                 together.wait(); // all are held at once
                 let shared = lease.server.in_flight() > 1;
                 together.wait();
@@ -219,7 +239,7 @@ mod tests {
     #[test]
     fn a_reloaded_pool_keeps_the_state_of_servers_that_stay() {
         let before = pool(&[("a", 1, false), ("b", 1, false)]);
-        let lease = before.pick(&[], Asker::default());
+        let lease = before.pick(&[], Asker::default(), Instant::now());
         let settings = Settings { servers: vec![before.settings.servers[0].clone()], ..Settings::named("p") };
         let after = Pool::new(PoolId(0), Arc::new(settings), Some(&before));
         assert_eq!(after.servers[0].in_flight(), 1);

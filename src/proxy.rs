@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod body;
 pub mod client;
+pub mod clock;
 pub mod cork;
 pub mod ending;
 pub mod exchange;
@@ -183,12 +184,21 @@ impl ProxyHttp for Proxy {
         if h.status.is_informational() {
             return Ok(());
         }
-        x.answer.first_byte = Some(Instant::now());
         let pool = x.admitted.pool.as_ref();
+        let failure = match h.status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Some(Failure::Busy),
+            StatusCode::BAD_GATEWAY => Some(Failure::Lost),
+            _ => None,
+        };
+        // The next server is leased by then, so that this answer is the client's where there is none.
+        if failure.zip(pool).is_some_and(|(failure, pool)| x.way.fails(failure, Outcome::Refused, pool)) {
+            return Err(Error::new_up(ending::REFUSED));
+        }
+        x.answer.first_byte = Some(Instant::now());
         if h.status == StatusCode::UNAUTHORIZED && pool.is_some_and(|pool| pool.settings.headers.api_key.is_some()) {
             return Err(Rejection::UpstreamCredentials.into());
         }
-        x.way.ends(Outcome::Answered);
+        x.way.ends(if h.status.is_server_error() { Outcome::ServerError } else { Outcome::Answered });
         let kind = h.headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
         if is_event_stream(kind) && !h.headers.contains_key(CONTENT_ENCODING) {
             let last_event = LastEvent::of(x.answer.dialect);
@@ -233,12 +243,13 @@ impl ProxyHttp for Proxy {
     ) -> Box<Error> {
         let begun = client::is_answered(session.as_downstream());
         let (end, _) = ending::of(&e, begun, &x.live.plan.server);
-        let protocol = x.admitted.pool.as_ref().map(|pool| pool.settings.protocol).unwrap_or_default();
-        let untaken = ending::was_not_taken(&mut e, reused, protocol);
-        let failure = if untaken { Failure::Untaken } else { Failure::Other };
         let outcome = outcome(&e, end);
         let again = match &x.admitted.pool {
-            Some(pool) if !begun => x.way.fails(failure, outcome, pool),
+            Some(_) if *e.etype() == ending::REFUSED => true,
+            Some(pool) if !begun => {
+                let failure = ending::failure(&mut e, reused, pool.settings.protocol);
+                x.way.fails(failure, outcome, pool)
+            }
             _ => {
                 x.way.ends(outcome);
                 false

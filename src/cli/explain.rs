@@ -18,6 +18,7 @@ use crate::access::key::Refused;
 use crate::access::route::{Auth, Miss, Target, read};
 use crate::access::{Key, Route};
 use crate::config::plan::Plan;
+use crate::pool::settings::Limits;
 use crate::pool::{PoolId, Settings};
 use crate::prompt::scan::scan;
 use crate::proxy::admission::{asks_health, keeps_prefix, model, no_route, reads};
@@ -250,7 +251,9 @@ impl Steps<'_> {
         let path = String::from_utf8_lossy(self.header.raw_path()).into_owned();
         self.line("engine", format!("is asked {} {path}", self.header.method));
         self.line("body", format!("at most {}", size(self.plan.server.max_body)));
-        self.line("timeouts", format!("connect {}, first_byte {}", time(pool.connect), time(pool.first_byte)));
+        let Limits { first_byte, idle, total } = pool.limits;
+        let [connect, first_byte, idle, total] = [pool.connect, first_byte, idle, total].map(time);
+        self.line("timeouts", format!("connect {connect}, first_byte {first_byte}, idle {idle}, total {total}"));
         let streamed =
             if route.target == Target::Model { "" } else { "; one with a body, only until a server is reached" };
         self.line("attempts", format!("{} at most{streamed}", pool.attempts));

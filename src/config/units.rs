@@ -20,6 +20,10 @@ use toml::value::Datetime;
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Size(pub u64);
 
+/// A share in hundredths of a percent, written as `"20%"`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Share(pub u32);
+
 /// The SHA-256 of a secret, written as 64 hex digits; what it holds is never shown, for it may be the secret itself
 /// that someone put there.
 #[derive(Clone, Copy, Eq, Hash, PartialEq)]
@@ -34,12 +38,15 @@ pub(super) const EMPTY: &str = "the list is empty; at least one entry is needed"
 
 const A_DURATION: &str = "a duration such as \"5s\"";
 const A_SIZE: &str = "a size such as \"32MiB\"";
+const A_SHARE: &str = "a share such as \"20%\"";
 const A_NETWORK: &str = "a network such as \"10.0.0.0/8\" or an IP address";
 
 /// Longer than any of forebay's clocks needs, and short enough to be added to any of them.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 const DURATIONS: [(&str, f64); 4] = [("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
+
+const SHARES: [(&str, f64); 1] = [("%", 100.0)];
 
 const SIZES: [(&str, f64); 9] = [
     ("B", 1.0),
@@ -215,6 +222,14 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
+fn parse_share(text: &str) -> Result<Share, String> {
+    let hundredths = measure(text, &SHARES, "%", A_SHARE)?;
+    if hundredths > 10_000.0 {
+        return Err(format!("{text:?} is more than all; write at most \"100%\""));
+    }
+    Ok(Share(hundredths.round() as u32))
+}
+
 fn parse_size(text: &str) -> Result<Size, String> {
     let bytes = measure(text, &SIZES, "MiB", A_SIZE)?;
     if bytes >= u64::MAX as f64 {
@@ -281,6 +296,12 @@ impl Mul<u64> for Size {
 
     fn mul(self, times: u64) -> Size {
         Size(self.0 * times)
+    }
+}
+
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text(deserializer, A_SHARE, parse_share)
     }
 }
 

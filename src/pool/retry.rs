@@ -1,9 +1,11 @@
 //! After a failed attempt: go again, and where, or give up.
 //!
-//! Only what was not answered goes again here: a request that never reached an engine, and one that its engine seems not to
-//! have taken: its kept-alive connection died before a byte came back, or it was refused.
+//! What never reached an engine goes again as often as is allowed, and so does what an engine turned away. What an engine may
+//! have begun goes again once. What it was too slow for does not: the next engine would be no faster, and busier.
 
-/// How an attempt failed before the engine's answer began.
+use std::time::Instant;
+
+/// How an attempt failed before the client had a byte of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
     /// The connection could not be made: nothing was sent.
@@ -11,8 +13,24 @@ pub enum Failure {
     /// The engine seems not to have taken it: a connection that was kept alive died under the request before a byte of an answer,
     /// or the engine refused it over HTTP/2.
     Untaken,
-    /// Anything else.
+    /// The engine turned it away: 429 or 503.
+    Busy,
+    /// The engine may have begun it: closed or reset after it was sent, or 502.
+    Lost,
+    /// Anything else, such as our own time-outs.
     Other,
+}
+
+/// How often a request can be sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Repeat {
+    /// Its body streams: once.
+    #[default]
+    Never,
+    /// It has no body: again to the server that did not take it. What it would do twice elsewhere is not known.
+    Here,
+    /// It is a prompt, held whole: again to any server.
+    Anywhere,
 }
 
 /// What a request has behind it.
@@ -24,8 +42,10 @@ pub struct Tries {
     pub allowed: usize,
     /// Whether this attempt already was the repeat on a fresh connection.
     pub fresh: bool,
-    /// Whether the request can be sent again whole.
-    pub repeatable: bool,
+    /// Whether an engine that may have begun it was given up for another already.
+    pub lost: bool,
+    /// How often it can be sent.
+    pub repeat: Repeat,
 }
 
 /// Where a request goes after a failed attempt.
@@ -42,32 +62,180 @@ pub enum Next {
 /// Decides by the failure and what the request has behind it.
 #[must_use]
 pub fn next(failure: Failure, tries: Tries) -> Next {
+    let Tries { attempts, allowed, fresh, lost, repeat } = tries;
+    let anywhere = repeat == Repeat::Anywhere;
     match failure {
-        Failure::Connect if tries.attempts < tries.allowed => Next::Another,
-        Failure::Untaken if tries.repeatable && !tries.fresh => Next::Fresh,
+        Failure::Untaken if repeat != Repeat::Never && !fresh => Next::Fresh,
+        _ if attempts >= allowed => Next::Nowhere,
+        Failure::Connect => Next::Another,
+        Failure::Busy if anywhere => Next::Another,
+        Failure::Untaken | Failure::Lost if anywhere && !lost => Next::Another,
         _ => Next::Nowhere,
+    }
+}
+
+/// What all retries of a pool together may cost: a share of its requests of the last 10 seconds, and a few.
+///
+/// Without it, a pool whose engines all fail would get each request `attempts` times.
+#[derive(Debug)]
+pub struct Budget {
+    /// Of the requests, in hundredths of a percent.
+    share: u32,
+    /// The seconds that count, by their number modulo [`WINDOW`].
+    seconds: [Second; WINDOW as usize],
+    began: Instant,
+}
+
+/// What a pool had in one second.
+#[derive(Debug, Clone, Copy, Default)]
+struct Second {
+    /// Its number since the budget began.
+    number: u64,
+    requests: u32,
+    retries: u32,
+}
+
+/// How many seconds count.
+const WINDOW: u64 = 10;
+/// What is allowed beside the share: a pool with few requests has its retries too.
+const FLOOR: u64 = 30;
+
+// === impl Budget ===
+
+impl Budget {
+    /// Of this share of the requests, in hundredths of a percent.
+    #[must_use]
+    pub fn new(share: u32, now: Instant) -> Self {
+        Self { share, seconds: [Second::default(); WINDOW as usize], began: now }
+    }
+
+    /// A request has come.
+    pub fn request(&mut self, now: Instant) {
+        self.second(now).requests += 1;
+    }
+
+    /// Whether a retry may be made; then it is counted.
+    #[must_use]
+    pub fn retry(&mut self, now: Instant) -> bool {
+        let number = self.second(now).number;
+        let counted = self.seconds.iter().filter(|second| second.number + WINDOW > number);
+        let (requests, retries) = counted.fold((0, 0), |(requests, retries), second| {
+            (requests + u64::from(second.requests), retries + u64::from(second.retries))
+        });
+        let allowed = retries < requests * u64::from(self.share) / 10_000 + FLOOR;
+        if allowed {
+            self.second(now).retries += 1;
+        }
+        allowed
+    }
+
+    fn second(&mut self, now: Instant) -> &mut Second {
+        let number = now.saturating_duration_since(self.began).as_secs() + WINDOW; // so that no empty one counts
+        let second = &mut self.seconds[(number % WINDOW) as usize];
+        if second.number != number {
+            *second = Second { number, ..Second::default() };
+        }
+        second
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    const OVER: Duration = Duration::from_secs(WINDOW);
 
     #[test]
-    fn only_what_was_not_answered_goes_again() {
-        let tries = |attempts, fresh, repeatable| Tries { attempts, allowed: 3, fresh, repeatable };
+    fn where_a_request_goes_follows_from_how_it_failed() {
+        let tries = |attempts, fresh, lost, repeat| Tries { attempts, allowed: 3, fresh, lost, repeat };
+        use Repeat::{Anywhere, Here, Never};
         for (failure, tries, expected) in [
-            (Failure::Connect, tries(1, false, true), Next::Another),
-            (Failure::Connect, tries(2, true, true), Next::Another),
-            (Failure::Connect, tries(1, false, false), Next::Another),
-            (Failure::Connect, tries(3, false, true), Next::Nowhere),
-            (Failure::Untaken, tries(1, false, true), Next::Fresh),
-            (Failure::Untaken, tries(3, false, true), Next::Fresh),
-            (Failure::Untaken, tries(1, true, true), Next::Nowhere),
-            (Failure::Untaken, tries(1, false, false), Next::Nowhere),
-            (Failure::Other, tries(1, false, true), Next::Nowhere),
+            (Failure::Connect, tries(1, false, false, Anywhere), Next::Another),
+            (Failure::Connect, tries(2, true, true, Anywhere), Next::Another),
+            (Failure::Connect, tries(1, false, false, Never), Next::Another),
+            (Failure::Connect, tries(3, false, false, Anywhere), Next::Nowhere),
+            (Failure::Untaken, tries(1, false, false, Anywhere), Next::Fresh),
+            (Failure::Untaken, tries(1, false, false, Here), Next::Fresh),
+            (Failure::Untaken, tries(3, false, true, Anywhere), Next::Fresh),
+            (Failure::Untaken, tries(1, false, false, Never), Next::Nowhere),
+            (Failure::Untaken, tries(1, true, false, Here), Next::Nowhere),
+            (Failure::Untaken, tries(1, true, false, Anywhere), Next::Another),
+            (Failure::Untaken, tries(1, true, true, Anywhere), Next::Nowhere),
+            (Failure::Busy, tries(1, false, false, Anywhere), Next::Another),
+            (Failure::Busy, tries(2, false, true, Anywhere), Next::Another),
+            (Failure::Busy, tries(3, false, false, Anywhere), Next::Nowhere),
+            (Failure::Busy, tries(1, false, false, Here), Next::Nowhere),
+            (Failure::Lost, tries(1, false, false, Anywhere), Next::Another),
+            (Failure::Lost, tries(2, false, true, Anywhere), Next::Nowhere),
+            (Failure::Lost, tries(1, false, false, Here), Next::Nowhere),
+            (Failure::Lost, tries(1, false, false, Never), Next::Nowhere),
+            (Failure::Other, tries(1, false, false, Anywhere), Next::Nowhere),
         ] {
             assert_eq!(next(failure, tries), expected, "{failure:?} {tries:?}");
+        }
+    }
+
+    #[test]
+    fn a_budget_is_a_share_of_the_requests_of_the_last_ten_seconds() {
+        let began = Instant::now();
+        let at = |second: u64| began + Duration::from_secs(second);
+        let allowed = |budget: &mut Budget, now| (0..1_000).take_while(|_| budget.retry(now)).count();
+        let mut budget = Budget::new(2_000, began);
+        assert_eq!(allowed(&mut budget, at(0)), 30);
+        (0..100).for_each(|_| budget.request(at(5)));
+        assert_eq!(allowed(&mut budget, at(5)), 20);
+        assert_eq!(allowed(&mut budget, at(9)), 0);
+        assert_eq!(allowed(&mut budget, at(10)), 30, "the first 30 count no more");
+        assert_eq!(allowed(&mut budget, at(15)), 0, "nor do the requests");
+        assert_eq!(allowed(&mut budget, at(1_000)), 30);
+        assert_eq!(allowed(&mut Budget::new(0, began), at(0)), 30);
+    }
+
+    proptest! {
+        #[test]
+        fn no_sequence_of_failures_exceeds_the_attempts(
+            failures in proptest::collection::vec(0_usize..5, 0..50),
+            allowed in 1_usize..6,
+        ) {
+            let all = [Failure::Connect, Failure::Untaken, Failure::Busy, Failure::Lost, Failure::Other];
+            let mut tries = Tries { attempts: 1, allowed, fresh: false, lost: false, repeat: Repeat::Anywhere };
+            let (mut sent, mut lost) = (1, 0);
+            for failure in failures.into_iter().map(|n| all[n]) {
+                match next(failure, tries) {
+                    Next::Another => {
+                        let begun = matches!(failure, Failure::Lost | Failure::Untaken);
+                        lost += usize::from(begun);
+                        tries = Tries { attempts: tries.attempts + 1, fresh: false, lost: tries.lost || begun, ..tries };
+                    }
+                    Next::Fresh => tries.fresh = true,
+                    Next::Nowhere => break,
+                }
+                sent += 1;
+            }
+            prop_assert!(tries.attempts <= allowed && sent <= 2 * allowed && lost <= 1);
+        }
+
+        #[test]
+        fn no_sequence_of_requests_and_retries_exceeds_the_budget(
+            events in proptest::collection::vec((0_u64..3_000, any::<bool>()), 0..400),
+            share in 0_u32..=100,
+        ) {
+            let began = Instant::now();
+            let mut budget = Budget::new(share * 100, began);
+            let (mut now, mut past) = (began, Vec::new());
+            for (millis, retry) in events {
+                now += Duration::from_millis(millis);
+                let counted = if retry { budget.retry(now) } else { budget.request(now); true };
+                past.push((now, retry, counted));
+                let of = |wanted: bool| {
+                    let recent = past.iter().filter(|(at, _, _)| now - *at < OVER - Duration::from_secs(1));
+                    recent.filter(|(_, retry, counted)| *retry == wanted && *counted).count() as f64
+                };
+                let within = past.iter().filter(|(at, retry, _)| !retry && now - *at <= OVER).count() as f64;
+                prop_assert!(of(true) <= within * f64::from(share) / 100.0 + FLOOR as f64);
+            }
         }
     }
 }

@@ -33,12 +33,25 @@ pub struct Settings {
     pub health: Health,
     /// The longest a connect may take.
     pub connect: Option<Duration>,
-    /// The longest an engine may take until its response header.
-    pub first_byte: Option<Duration>,
+    /// How long an engine may take.
+    pub limits: Limits,
     /// How long an idle connection to an engine is kept.
     pub idle_timeout: Duration,
     /// How many servers a request may try in all.
     pub attempts: usize,
+    /// What all retries may cost: so much of the pool's requests, in hundredths of a percent.
+    pub budget: u32,
+}
+
+/// How long an engine may take; none: as long as it likes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Until its response header.
+    pub first_byte: Option<Duration>,
+    /// Between two pieces of its response.
+    pub idle: Option<Duration>,
+    /// From the request's header to the response's end, all attempts together.
+    pub total: Option<Duration>,
 }
 
 /// What is changed in the header of each request to a pool's servers. Values may be secrets: none shows in debug output.
@@ -187,9 +200,10 @@ impl Settings {
                 rules: Rules { rise: 2, fall: 3 },
             },
             connect: None,
-            first_byte: None,
+            limits: Limits::default(),
             idle_timeout: Duration::from_secs(4),
             attempts: 3,
+            budget: 2_000,
         }
     }
 }

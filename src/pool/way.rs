@@ -1,7 +1,9 @@
 //! A request's way through its pool: which servers it tries, and how each attempt ends.
 
+use std::time::Instant;
+
 use super::balance::Asker;
-use super::retry::{Failure, Next, Tries, next};
+use super::retry::{Failure, Next, Repeat, Tries, next};
 use super::{Lease, Pool};
 
 /// A request's way through its pool.
@@ -19,15 +21,21 @@ pub struct Way {
     outcomes: Vec<Outcome>,
     /// Whether the attempt under way repeats on a fresh connection.
     pub fresh: bool,
-    /// Whether the request can be sent again whole.
-    pub repeatable: bool,
+    /// Whether an engine that may have begun the request was given up for another.
+    lost: bool,
+    /// How often the request can be sent.
+    pub repeat: Repeat,
 }
 
 /// How an attempt ended; a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The engine answered, whatever it said.
+    /// The engine answered, whatever it said, and the client got it.
     Answered,
+    /// The same, with a 5xx.
+    ServerError,
+    /// The engine answered 429, 502 or 503, and another server was asked.
+    Refused,
     /// No connection.
     ConnectFailed,
     /// Closed or reset before an answer.
@@ -46,7 +54,7 @@ impl Way {
     /// The lease of the next attempt. `None`: no server is left.
     pub fn go(&mut self, pool: &Pool) -> Option<&Lease> {
         if !self.fresh || self.lease.is_none() {
-            let lease = self.reserved.take().or_else(|| pool.pick(&self.tried, self.asker))?;
+            let lease = self.reserved.take().or_else(|| pool.pick(&self.tried, self.asker, Instant::now()))?;
             self.tried.push(lease.place);
             self.outcomes.push(Outcome::Cancelled); // until something else is known
             self.lease = Some(lease); // the former one is given back here
@@ -54,13 +62,15 @@ impl Way {
         self.lease.as_ref()
     }
 
-    /// The attempt under way failed before its answer began. Whether to go on; the next server is leased by then.
+    /// The attempt under way failed before its answer began. Whether to go on; the next server is leased by then. An answer that
+    /// was [`Outcome::Refused`] and cannot go on is the client's.
     pub fn fails(&mut self, failure: Failure, outcome: Outcome, pool: &Pool) -> bool {
         let tries = Tries {
             attempts: self.tried.len(),
             allowed: pool.settings.attempts,
             fresh: self.fresh,
-            repeatable: self.repeatable,
+            lost: self.lost,
+            repeat: self.repeat,
         };
         let next = next(failure, tries);
         if next == Next::Fresh {
@@ -68,12 +78,18 @@ impl Way {
             self.fresh = true;
             return true;
         }
-        self.ends(outcome);
         if next == Next::Another {
-            self.fresh = false;
-            self.reserved = pool.pick(&self.tried, self.asker);
+            self.reserved = pool.pick_another(&self.tried, self.asker, Instant::now());
         }
-        self.reserved.is_some()
+        let goes = self.reserved.is_some();
+        if goes {
+            self.fresh = false;
+            self.lost |= matches!(failure, Failure::Lost | Failure::Untaken);
+        }
+        if goes || outcome != Outcome::Refused {
+            self.ends(outcome);
+        }
+        goes
     }
 
     /// How the attempt under way ended. The server hears of it.
@@ -108,14 +124,24 @@ impl Way {
 
 impl Outcome {
     /// All of them, in their order.
-    pub const ALL: [Self; 6] =
-        [Self::Answered, Self::ConnectFailed, Self::Reset, Self::TimedOut, Self::Truncated, Self::Cancelled];
+    pub const ALL: [Self; 8] = [
+        Self::Answered,
+        Self::ServerError,
+        Self::Refused,
+        Self::ConnectFailed,
+        Self::Reset,
+        Self::TimedOut,
+        Self::Truncated,
+        Self::Cancelled,
+    ];
 
     /// The label.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Answered => "answered",
+            Self::ServerError => "server_error",
+            Self::Refused => "refused",
             Self::ConnectFailed => "connect_failed",
             Self::Reset => "reset",
             Self::TimedOut => "timed_out",
@@ -131,7 +157,7 @@ mod tests {
     use crate::pool::tests::pool;
 
     fn way() -> Way {
-        Way { repeatable: true, ..Way::default() }
+        Way { repeat: Repeat::Anywhere, ..Way::default() }
     }
 
     fn outcomes(way: &Way) -> Vec<(usize, &'static str)> {
@@ -176,7 +202,32 @@ mod tests {
     }
 
     #[test]
-    fn what_may_have_been_answered_does_not_go_again() {
+    fn an_answer_that_turns_a_request_away_is_the_clients_where_no_other_server_is_left() {
+        let pool = pool(&[("a", 1, false), ("b", 1, false)]);
+        let mut way = way();
+        way.go(&pool);
+        assert!(way.fails(Failure::Busy, Outcome::Refused, &pool));
+        assert_eq!(pool.servers[1].in_flight(), 1, "the next one is leased");
+        way.go(&pool);
+        assert!(!way.fails(Failure::Busy, Outcome::Refused, &pool));
+        way.ends(Outcome::ServerError);
+        assert_eq!(outcomes(&way), [(0, "refused"), (1, "server_error")]);
+        assert_eq!((pool.servers[0].errors(), pool.servers[1].errors()), (1, 1));
+    }
+
+    #[test]
+    fn what_an_engine_may_have_begun_goes_to_another_once() {
+        let pool = pool(&[("a", 1, false), ("b", 1, false), ("c", 1, false)]);
+        let mut way = way();
+        way.go(&pool);
+        assert!(way.fails(Failure::Lost, Outcome::Reset, &pool));
+        way.go(&pool);
+        assert!(!way.fails(Failure::Lost, Outcome::Reset, &pool));
+        assert!(way.fails(Failure::Busy, Outcome::Refused, &pool), "that is another matter");
+    }
+
+    #[test]
+    fn what_was_too_slow_does_not_go_again() {
         let pool = pool(&[("a", 1, false), ("b", 1, false)]);
         let mut way = way();
         way.go(&pool);

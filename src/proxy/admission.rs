@@ -17,6 +17,7 @@ use crate::access::{Key, Model, Route};
 use crate::config::plan::Plan;
 use crate::live::Live;
 use crate::pool::PoolId;
+use crate::pool::retry::Repeat;
 use crate::prompt::Dialect;
 use crate::prompt::scan::{rename, scan};
 
@@ -77,19 +78,19 @@ impl Proxy {
         };
         x.admitted.model = Some(model);
         x.admitted.pool = Some(pool.clone());
-        x.way.repeatable = true;
-        client::wrap(session, Body::Whole(body), pool.settings.first_byte, x.shared.clone())
+        x.way.repeat = Repeat::Anywhere;
+        client::wrap(session, Body::Whole(body), x.clock(pool.settings.limits), x.shared.clone())
     }
 
     /// Lets the body stream to the pool.
     async fn stream_to(session: &mut Session, x: &mut Exchange, live: &Live, pool: PoolId) -> Result<()> {
         let pool = live.pool(pool);
         x.admitted.pool = Some(pool.clone());
-        x.way.repeatable = session.is_body_empty();
+        x.way.repeat = if session.is_body_empty() { Repeat::Here } else { Repeat::Never };
         let (most, silence) = (live.plan.server.max_body, live.plan.server.body_timeout);
         body::welcome(session, most).await?;
         let body = Body::Streamed { silence, most };
-        client::wrap(session, body, pool.settings.first_byte, x.shared.clone())
+        client::wrap(session, body, x.clock(pool.settings.limits), x.shared.clone())
     }
 
     /// Answers from memory which models there are, or what one of them is.

@@ -7,7 +7,6 @@
 //! before the engine was chosen, nothing would be sent at all. A session of one's own is the way around it.
 
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 use std::task::{Context, Poll};
@@ -28,10 +27,11 @@ use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType, Result};
-use tokio::time::{Instant, Sleep, timeout};
+use tokio::time::timeout;
 
+use super::clock::Clock;
 use super::cork::Cork;
-use super::ending::{BODY_SILENT, BODY_TOO_LARGE, FIRST_BYTE, UNFINISHED};
+use super::ending::{BODY_SILENT, BODY_TOO_LARGE, UNFINISHED};
 
 /// What a request's context and its [`Client`] share.
 #[derive(Default)]
@@ -76,13 +76,6 @@ pub struct Client {
     shared: Arc<Shared>,
 }
 
-/// The time that the engine has for its first byte. Without a limit no timer is made.
-struct Clock {
-    limit: Option<Duration>,
-    at: Option<Instant>,
-    sleep: Option<Pin<Box<Sleep>>>,
-}
-
 /// Counts the pieces of a body that are on their way to the engine.
 #[derive(Default)]
 struct Lent {
@@ -97,11 +90,10 @@ struct Piece {
 }
 
 /// Puts a [`Client`] in the session's place.
-pub fn wrap(session: &mut Session, body: Body, first_byte: Option<Duration>, shared: Arc<Shared>) -> Result<()> {
+pub fn wrap(session: &mut Session, body: Body, clock: Clock, shared: Arc<Shared>) -> Result<()> {
     let placeholder = Box::new(ServerSession::new_custom(Box::new(())));
     let mut real = std::mem::replace(&mut session.downstream_session, placeholder);
     let framed = if let Body::Whole(body) = &body { frame(real.req_header_mut(), body.len()) } else { Ok(()) };
-    let clock = Clock { limit: first_byte, at: None, sleep: None };
     let client = Client { real: Some(real), body, given: false, lent: Arc::default(), clock, shared };
     *session.downstream_session = ServerSession::new_custom(Box::new(client));
     framed
@@ -127,33 +119,6 @@ pub fn unwrap(session: &mut Session, shared: &Shared) {
     *session.downstream_session = ServerSession::new_custom(Box::new(())); // drops the `Client`
     if let Some(real) = shared.home.lock().take() {
         session.downstream_session = real;
-    }
-}
-
-// === impl Clock ===
-
-impl Clock {
-    fn start(&mut self) {
-        self.at = self.limit.map(|limit| Instant::now() + limit);
-    }
-
-    fn stop(&mut self) {
-        self.at = None;
-    }
-
-    /// Ready when the time is over. One timer serves the whole request: it is pushed on when it fires too early.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            let Some(at) = self.at else { return Poll::Pending };
-            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-            if sleep.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            if sleep.deadline() >= at {
-                return Poll::Ready(());
-            }
-            sleep.as_mut().reset(at);
-        }
     }
 }
 
@@ -223,17 +188,22 @@ impl Client {
             biased;
             () = poll_fn(|cx| lent.poll_room(cx)) => Ok(()),
             gone = real.read_body_or_idle(true), if http2 => gone.map(|_| ()),
-            () = poll_fn(|cx| clock.poll(cx)) => Err(Error::new(FIRST_BYTE)),
+            limit = poll_fn(|cx| clock.poll(cx)) => Err(Error::new(limit)),
         }
     }
 
     async fn piece(&mut self, silence: Duration, most: u64) -> Result<Option<Bytes>> {
-        let real = self.real.as_mut().expect("the real session is there until the drop");
+        let Self { real, clock, .. } = self;
+        let real = real.as_mut().expect("the real session is there until the drop");
         if is_answered(real) {
-            return real.read_body_or_idle(false).await;
+            return tokio::select! {
+                biased;
+                piece = real.read_body_or_idle(false) => piece,
+                limit = poll_fn(|cx| clock.poll(cx)) => Err(Error::new(limit)),
+            };
         }
         let piece = timeout(silence, real.read_body_or_idle(false)).await.map_err(|_| Error::new_down(BODY_SILENT))?;
-        self.clock.start();
+        clock.sent();
         if real.body_bytes_read() as u64 > most { Err(Error::new_down(BODY_TOO_LARGE)) } else { piece }
     }
 
@@ -251,14 +221,13 @@ impl Client {
                     Err(e) if *e.etype() == ErrorType::ConnectError => real.set_keepalive(None),
                     gone => return gone,
                 },
-                () = poll_fn(|cx| clock.poll(cx)) => return Err(Error::new(FIRST_BYTE)),
+                limit = poll_fn(|cx| clock.poll(cx)) => return Err(Error::new(limit)),
             }
         }
     }
 
     /// Nothing is sent again from now on.
     fn answer_begins(&mut self) {
-        self.clock.stop();
         if let (Body::Whole(body), true) = (&mut self.body, self.given) {
             *body = Bytes::new(); // a stream may last for long, and the prompt be large
         }
@@ -268,9 +237,15 @@ impl Client {
         if self.shared.closing.load(Relaxed) {
             self.real_mut().set_keepalive(None);
         }
-        self.shared.writing.store(true, Relaxed);
-        let sent = self.real_mut().response_duplex_vec(tasks).await;
-        self.shared.writing.store(false, Relaxed);
+        let Self { real, clock, shared, .. } = self;
+        let real = real.as_mut().expect("the real session is there until the drop");
+        shared.writing.store(true, Relaxed);
+        let sent = tokio::select! {
+            biased;
+            sent = real.response_duplex_vec(tasks) => sent,
+            limit = poll_fn(|cx| clock.poll_end(cx)) => return Err(Error::new(limit)),
+        };
+        shared.writing.store(false, Relaxed);
         sent.map_err(|error| if *error.esource() == ErrorSource::Unset { error.into_down() } else { error })
     }
 }
@@ -323,7 +298,7 @@ impl CustomSession for Client {
     /// Pingora calls this once an attempt, right after the request's header went out.
     fn enable_retry_buffering(&mut self) {
         self.given = false;
-        self.clock.start();
+        self.clock.sent();
     }
 
     async fn read_body_or_idle(&mut self, done: bool) -> Result<Option<Bytes>> {
@@ -365,13 +340,14 @@ impl CustomSession for Client {
 
     async fn response_duplex_vec(&mut self, mut tasks: Vec<HttpTask>) -> Result<bool> {
         match tasks.first() {
-            Some(HttpTask::Header(header, _)) if header.status.is_informational() => {}
+            Some(HttpTask::Header(header, _)) if header.status.is_informational() => return self.send(tasks).await,
             // What is buffered before the failure still reaches the client.
             Some(HttpTask::Failed(_)) if tasks.len() == 1 => tasks.insert(0, HttpTask::Body(None, false)),
             _ => self.answer_begins(),
         }
         let cut = self.shared.unfinished.load(Relaxed) && take_end(&mut tasks);
         let done = if tasks.is_empty() { false } else { self.send(tasks).await? };
+        self.clock.heard();
         if cut { Err(Error::new_up(UNFINISHED)) } else { Ok(done) }
     }
 

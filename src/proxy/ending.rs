@@ -9,14 +9,23 @@ use pingora::{Error, ErrorSource, ErrorType};
 
 use super::rejection::{self, Rejection};
 use crate::config::plan::Server;
+use crate::pool::retry::Failure;
 use crate::pool::settings::Protocol;
 
 /// The engine's response header did not come in time.
 pub const FIRST_BYTE: ErrorType = ErrorType::new("FirstByteTimeout");
+/// The engine fell silent within its response.
+pub const IDLE: ErrorType = ErrorType::new("IdleTimeout");
+/// The request took too long in all.
+pub const TOTAL: ErrorType = ErrorType::new("TotalTimeout");
+/// The engine turned the request away, and another one is leased.
+pub const REFUSED: ErrorType = ErrorType::new("EngineRefused");
 /// The client's body stopped coming.
 pub const BODY_SILENT: ErrorType = ErrorType::new("BodySilent");
 /// The client's body is larger than it may be.
 pub const BODY_TOO_LARGE: ErrorType = ErrorType::new("BodyTooLarge");
+/// The limits of our clock.
+const LIMITS: [ErrorType; 3] = [FIRST_BYTE, IDLE, TOTAL];
 /// Pingora's types for a chunked body that is none; their names are private there.
 const BAD_CHUNKS: [ErrorType; 2] = [ErrorType::new("InvalidChunk"), ErrorType::new("InvalidTrailerEnd")];
 /// A clean end over HTTP of an event stream that lacks its own last event.
@@ -59,7 +68,7 @@ pub fn of(error: &Error, begun: bool, limits: &Server) -> (End, Option<Rejection
     }
     let failed = if begun { End::UpstreamTruncated } else { End::Error };
     match (error.etype(), error.esource()) {
-        (kind, _) if *kind == FIRST_BYTE => (failed, Some(Rejection::Timeout)),
+        (kind, _) if LIMITS.contains(kind) => (failed, Some(Rejection::Timeout)),
         (kind, _) if *kind == BODY_SILENT => (End::Complete, Some(Rejection::BodyTooSlow(limits.body_timeout))),
         (kind, _) if *kind == BODY_TOO_LARGE => (End::Complete, Some(Rejection::BodyTooLarge(limits.max_body))),
         (kind, _) if *kind == UNFINISHED => (End::UpstreamTruncated, Some(Rejection::Unavailable)),
@@ -76,26 +85,32 @@ pub fn of(error: &Error, begun: bool, limits: &Server) -> (End, Option<Rejection
     }
 }
 
-/// Whether a request may be asked of the same engine again: a kept connection, one that was `reused`, ended under it, or the
-/// engine refused it.
+/// How an attempt failed, for what comes next. `reused`: over a connection that was kept.
 ///
-/// Over HTTP/2 only Pingora knows: a reset of one stream says nothing of the connection, unless it is a refusal, and that may
-/// come on a new connection too.
+/// Over HTTP/2 only Pingora knows whether the engine took it: a reset of one stream says nothing of the connection, unless it is
+/// a refusal, and that may come on a new connection too.
 #[must_use]
-pub fn was_not_taken(error: &mut Error, reused: bool, protocol: Protocol) -> bool {
+pub fn failure(error: &mut Error, reused: bool, protocol: Protocol) -> Failure {
     error.retry.decide_reuse(reused);
-    let lost = matches!(error.etype(), ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError);
-    *error.esource() == ErrorSource::Upstream
-        && match protocol {
-            Protocol::Http1 => reused && lost,
-            Protocol::Http2 => error.retry(),
-        }
+    let lost = matches!(
+        error.etype(),
+        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError | ErrorType::H2Error
+    );
+    let untaken = match protocol {
+        Protocol::Http1 => reused && lost,
+        Protocol::Http2 => error.retry(),
+    };
+    match error.esource() {
+        ErrorSource::Upstream if untaken => Failure::Untaken,
+        ErrorSource::Upstream if lost => Failure::Lost,
+        _ => Failure::Other,
+    }
 }
 
 /// Whether an engine took too long, by our clock or by Pingora's.
 #[must_use]
 pub fn is_timeout(kind: &ErrorType) -> bool {
-    matches!(kind, ErrorType::ReadTimedout | ErrorType::WriteTimedout) || *kind == FIRST_BYTE
+    matches!(kind, ErrorType::ReadTimedout | ErrorType::WriteTimedout) || LIMITS.contains(kind)
 }
 
 /// A failure of an engine in words, for the log.
@@ -122,6 +137,9 @@ pub fn in_words(error: &Error) -> &'static str {
         kind if BAD_CHUNKS.contains(kind) => "its chunked answer is not one",
         ErrorType::ReadTimedout | ErrorType::WriteTimedout => "no answer in time",
         kind if *kind == FIRST_BYTE => "no answer in time",
+        kind if *kind == IDLE => "it fell silent in its answer",
+        kind if *kind == TOTAL => "its answer took too long in all",
+        kind if *kind == REFUSED => "it turned the request away",
         kind if *kind == UNFINISHED => "its stream ended without its last event",
         other => other.as_str(),
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use pingora::proxy::Session;
 
 use super::client::Shared;
+use super::clock::Clock;
 use super::ending::End;
 use super::headers::Identity;
 use super::rejection::Rejection;
@@ -14,6 +15,7 @@ use crate::access::{Key, Model, Route};
 use crate::live::Live;
 use crate::observe::{Left, Named, Record};
 use crate::pool::Pool;
+use crate::pool::settings::Limits;
 use crate::pool::way::{Outcome, Way};
 use crate::prompt::{Dialect, LastEvent};
 
@@ -121,6 +123,12 @@ impl Exchange {
     #[must_use]
     pub fn client(&self) -> Option<IpAddr> {
         self.identity.as_ref()?.client
+    }
+
+    /// The engine's clock for this request.
+    #[must_use]
+    pub fn clock(&self, limits: Limits) -> Clock {
+        Clock::new(limits, self.started)
     }
 
     /// The pool and the server of the attempt under way.

@@ -10,7 +10,7 @@ use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use super::cork::Connector;
 use super::rejection::Rejection;
 use crate::pool::Settings;
-use crate::pool::settings::{Endpoint, Protocol};
+use crate::pool::settings::{Endpoint, Limits, Protocol};
 
 /// Groups of connections that nothing else shares: Pingora 0.9.1 cannot be told to leave its pool aside.
 static FRESH: AtomicU64 = AtomicU64::new(1 << 63);
@@ -56,9 +56,10 @@ pub fn of(settings: &Settings, endpoint: &Endpoint, fresh: bool) -> Result<Box<H
         // The connection's window holds all of its streams' windows: clients that read nothing hold up no others.
         options.h2_stream_window_size = Some(WINDOW);
         options.h2_connection_window_size = Some(STREAMS * WINDOW);
-        // While an engine takes nothing of a body, Pingora 0.9.1 polls neither the client nor our clock. This one holds for
-        // each later silence too.
-        options.read_timeout = settings.first_byte.map(|limit| limit + AFTER_OUR_CLOCK);
+        // While an engine takes nothing of a body, Pingora 0.9.1 polls neither the client nor our clock.
+        let Limits { first_byte, idle, .. } = settings.limits;
+        let longest = first_byte.zip(idle).map(|(first_byte, idle)| first_byte.max(idle));
+        options.read_timeout = longest.map(|limit| limit + AFTER_OUR_CLOCK);
     }
     if fresh {
         options.idle_timeout = Some(Duration::from_millis(1));

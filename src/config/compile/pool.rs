@@ -10,7 +10,7 @@ use super::{Compiler, some};
 use crate::config::{self, Engine, Spanned};
 use crate::pool::Settings;
 use crate::pool::server::Rules;
-use crate::pool::settings::{self, Address, Check, Headers, Health};
+use crate::pool::settings::{self, Address, Check, Headers, Health, Limits};
 
 impl Compiler<'_> {
     pub(super) fn pool(&mut self, name: &str, pool: &config::Pool) -> Settings {
@@ -41,9 +41,14 @@ impl Compiler<'_> {
             path_prefix: prefix.into(),
             health,
             connect: some(pool.timeouts.connect),
-            first_byte: some(pool.timeouts.first_byte),
+            limits: Limits {
+                first_byte: some(pool.timeouts.first_byte),
+                idle: some(pool.timeouts.idle),
+                total: some(pool.timeouts.total),
+            },
             idle_timeout: pool.connections.idle_timeout,
             attempts: pool.retry.attempts.get() as usize,
+            budget: pool.retry.budget.0,
         }
     }
 
