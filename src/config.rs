@@ -176,6 +176,9 @@ pub struct Pool {
     /// How the servers are probed.
     #[serde(default)]
     pub health: Health,
+    /// When a server is left alone because of what requests met there.
+    #[serde(default)]
+    pub eject: Eject,
     /// How long the engine may take.
     #[serde(default)]
     pub timeouts: Timeouts,
@@ -242,6 +245,19 @@ pub struct Health {
     pub rise: NonZeroU32,
     /// Bad probes in a row until a server is down.
     pub fall: NonZeroU32,
+}
+
+/// `[pool.NAME.eject]`: when a server is left alone because of what requests met there.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, remote = "Self")]
+pub struct Eject {
+    /// Failures in a row: no connection, a reset, a 5xx.
+    pub failures: NonZeroU32,
+    /// For how long the first time; it doubles, up to 16 times this; never zero.
+    #[serde(deserialize_with = "units::positive_duration")]
+    pub duration: Duration,
+    /// The most of the pool that is left alone at once, rounded down; the only server never is.
+    pub max: Share,
 }
 
 /// `[pool.NAME.timeouts]`: how long the engine may take; zero = no limit.
@@ -354,7 +370,7 @@ pub struct Key {
     pub disabled: bool,
 }
 
-table::tables!(Config ServerTable Admin Log Pool Health Timeouts Connections Retry Model Route Key);
+table::tables!(Config ServerTable Admin Log Pool Health Eject Timeouts Connections Retry Model Route Key);
 
 fn no_secret() -> Spanned<Secret> {
     unwritten(Secret::default())
@@ -426,6 +442,12 @@ impl Default for Health {
             rise: count(2),
             fall: count(3),
         }
+    }
+}
+
+impl Default for Eject {
+    fn default() -> Self {
+        Eject { failures: count(5), duration: Duration::from_secs(10), max: Share(5_000) }
     }
 }
 
@@ -523,6 +545,10 @@ mod tests {
             timeout = "2s"
             rise = 2
             fall = 3
+            [pool.x.eject]
+            failures = 5
+            duration = "10s"
+            max = "50%"
             [pool.x.timeouts]
             connect = "1s"
             first_byte = "300s"

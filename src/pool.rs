@@ -4,6 +4,7 @@
 //! simultaneous picks see each other.
 
 pub mod balance;
+pub mod eject;
 pub mod lease;
 pub mod retry;
 pub mod server;
@@ -11,7 +12,7 @@ pub mod settings;
 pub mod way;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -20,6 +21,7 @@ pub use server::Server;
 pub use settings::Settings;
 
 use balance::{Asker, Candidate, Selector};
+use eject::{Standing, Told};
 use retry::Budget;
 
 /// A pool's place in the plan.
@@ -71,32 +73,56 @@ impl Pool {
     pub fn pick(&self, tried: &[usize], asker: Asker, now: Instant) -> Option<Lease> {
         let mut chooser = self.chooser.lock();
         chooser.budget.request(now);
-        self.choose(&mut chooser, tried, asker)
+        self.choose(&mut chooser, tried, asker, now)
     }
 
     /// The same for a retry: none where the budget is spent.
     #[must_use]
     pub fn pick_another(&self, tried: &[usize], asker: Asker, now: Instant) -> Option<Lease> {
         let mut chooser = self.chooser.lock();
-        if chooser.budget.retry(now) { self.choose(&mut chooser, tried, asker) } else { None }
+        if chooser.budget.retry(now) { self.choose(&mut chooser, tried, asker, now) } else { None }
     }
 
-    fn choose(&self, chooser: &mut Chooser, tried: &[usize], asker: Asker) -> Option<Lease> {
+    fn choose(&self, chooser: &mut Chooser, tried: &[usize], asker: Asker, now: Instant) -> Option<Lease> {
         let Chooser { selector, candidates, .. } = chooser;
         for backup in [false, true] {
             candidates.clear();
-            candidates.extend(self.usable(tried, backup));
+            candidates.extend(self.usable(tried, backup, now));
             if let Some(place) = selector.choose(candidates, asker) {
-                return Some(Lease::new(self.servers[place].clone(), place));
+                return Some(Lease::new(self.servers[place].clone(), place, self.settings.eject, now));
             }
         }
         None
     }
 
+    /// What an attempt tells of its server, and why. What changed by that, if anything did. Never more of the pool is ejected than
+    /// may be.
+    pub fn hear(&self, lease: &mut Lease, told: Told, why: &str) -> Option<eject::Change> {
+        if told == Told::Well && !lease.is_trial() && lease.server.is_clean() {
+            return None; // by far the most
+        }
+        let _chooser = self.chooser.lock(); // what is counted stays so until it is decided
+        let now = Instant::now();
+        let ejected = self.servers.iter().filter(|server| server.standing(now) != Standing::Well).count();
+        lease.tell(told, ejected < self.settings.eject.most(self.servers.len()), why)
+    }
+
+    /// How long until the first server that is ejected is tried again.
+    #[must_use]
+    pub fn back_in(&self) -> Option<Duration> {
+        let now = Instant::now();
+        let until = self.servers.iter().filter_map(|server| match server.standing(now) {
+            Standing::Ejected(until) if server.is_up() => Some(until.saturating_duration_since(now)),
+            _ => None,
+        });
+        until.min()
+    }
+
     /// Whether a request could be served now.
     #[must_use]
     pub fn is_usable(&self) -> bool {
-        [false, true].iter().any(|backup| self.usable(&[], *backup).next().is_some())
+        let now = Instant::now();
+        [false, true].iter().any(|backup| self.usable(&[], *backup, now).next().is_some())
     }
 
     /// Whether every server has been probed.
@@ -110,11 +136,11 @@ impl Pool {
         self.servers.iter().zip(&self.settings.servers)
     }
 
-    fn usable<'p>(&'p self, tried: &'p [usize], backup: bool) -> impl Iterator<Item = Candidate> + 'p {
+    fn usable<'p>(&'p self, tried: &'p [usize], backup: bool, now: Instant) -> impl Iterator<Item = Candidate> + 'p {
         self.members()
             .enumerate()
             .filter(move |(place, (server, settings))| {
-                settings.backup == backup && settings.weight > 0 && server.is_up() && !tried.contains(place)
+                settings.backup == backup && settings.weight > 0 && server.is_usable(now) && !tried.contains(place)
             })
             .map(|(place, (server, settings))| Candidate {
                 place,

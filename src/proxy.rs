@@ -33,6 +33,8 @@ use pingora::{Error, ErrorType, Result};
 
 use crate::live::Current;
 use crate::observe::Observer;
+use crate::pool::Pool;
+use crate::pool::eject::Change;
 use crate::pool::retry::Failure;
 use crate::pool::settings::Protocol;
 use crate::pool::way::Outcome;
@@ -63,6 +65,20 @@ impl Proxy {
     #[must_use]
     pub fn new(current: Arc<Current>, observer: Arc<Observer>, header_complete: fn()) -> Self {
         Self { current, observer, header_complete }
+    }
+
+    /// Says what changed for a server by the attempt that has just ended.
+    fn tell(&self, x: &mut Exchange) {
+        let (Some(turn), Some(pool)) = (x.way.turn.take(), &x.admitted.pool) else { return };
+        let (name, server) = (&pool.settings.name, &pool.settings.servers[turn.place].name);
+        match turn.change {
+            Change::Back => log::info!("server {name}/{server} is back: its trial went well"),
+            Change::Ejected(lasts) => {
+                let (lasts, reason) = (lasts.as_secs_f32(), turn.reason);
+                log::warn!("server {name}/{server} is ejected for {lasts} s: {reason}");
+                self.observer.metrics.count_ejection(name, server, reason);
+            }
+        }
     }
 
     /// Answers a rejection where nothing was answered yet. Whether the client's connection can live on.
@@ -133,7 +149,7 @@ impl ProxyHttp for Proxy {
     async fn upstream_peer(&self, _: &mut Session, x: &mut Exchange) -> Result<Box<HttpPeer>> {
         let pool = x.admitted.pool.as_ref().ok_or(Rejection::Internal)?;
         x.sent.get_or_insert_with(Instant::now);
-        let lease = x.way.go(pool).ok_or(Rejection::NoServer(pool.settings.health.interval))?;
+        let lease = x.way.go(pool).ok_or_else(|| no_server(pool))?;
         let endpoint = lease.server.endpoint().ok_or(Rejection::Unavailable)?;
         peer::of(&pool.settings, &endpoint, x.way.fresh)
     }
@@ -159,6 +175,7 @@ impl ProxyHttp for Proxy {
         log_failure(log::Level::Warn, x, &e);
         let outcome = Outcome::ConnectFailed;
         let again = x.admitted.pool.as_ref().is_some_and(|pool| x.way.fails(Failure::Connect, outcome, pool));
+        self.tell(x);
         e.set_retry(again);
         e
     }
@@ -191,14 +208,19 @@ impl ProxyHttp for Proxy {
             _ => None,
         };
         // The next server is leased by then, so that this answer is the client's where there is none.
+        x.way.later = failure.filter(|failure| *failure == Failure::Busy).and_then(|_| headers::retry_after(h));
         if failure.zip(pool).is_some_and(|(failure, pool)| x.way.fails(failure, Outcome::Refused, pool)) {
+            self.tell(x);
             return Err(Error::new_up(ending::REFUSED));
         }
         x.answer.first_byte = Some(Instant::now());
         if h.status == StatusCode::UNAUTHORIZED && pool.is_some_and(|pool| pool.settings.headers.api_key.is_some()) {
             return Err(Rejection::UpstreamCredentials.into());
         }
-        x.way.ends(if h.status.is_server_error() { Outcome::ServerError } else { Outcome::Answered });
+        if let Some(pool) = &x.admitted.pool {
+            x.way.ends(if h.status.is_server_error() { Outcome::ServerError } else { Outcome::Answered }, pool);
+        }
+        self.tell(x);
         let kind = h.headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
         if is_event_stream(kind) && !h.headers.contains_key(CONTENT_ENCODING) {
             let last_event = LastEvent::of(x.answer.dialect);
@@ -250,11 +272,13 @@ impl ProxyHttp for Proxy {
                 let failure = ending::failure(&mut e, reused, pool.settings.protocol);
                 x.way.fails(failure, outcome, pool)
             }
-            _ => {
-                x.way.ends(outcome);
+            Some(pool) => {
+                x.way.ends(outcome, pool);
                 false
             }
+            None => false,
         };
+        self.tell(x);
         if !matches!(end, End::ClientGone | End::Complete) {
             // That a kept connection ends is an engine's right.
             log_failure(if again { log::Level::Debug } else { log::Level::Warn }, x, &e);
@@ -288,6 +312,9 @@ impl ProxyHttp for Proxy {
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, x: &mut Exchange) {
         client::unwrap(session, &x.shared);
+        if let (End::Complete, Some(pool)) = (x.answer.end, &x.admitted.pool) {
+            x.way.is_whole(pool);
+        }
         if x.recorded {
             self.observer.observe(&x.record(session), &x.live.meters);
         }
@@ -301,6 +328,11 @@ impl ProxyHttp for Proxy {
     fn suppress_proxy_warn_log(&self, _: &Session, _: &Exchange, _: &Error, _: ProxyWarnLogContext) -> bool {
         true
     }
+}
+
+/// No server is usable; worth another try when the first comes back.
+fn no_server(pool: &Pool) -> Rejection {
+    Rejection::NoServer(pool.back_in().unwrap_or(pool.settings.health.interval))
 }
 
 fn is_event_stream(kind: &[u8]) -> bool {

@@ -1,6 +1,6 @@
 //! Everything that runs, as JSON. No secret and no digest of one is in it.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -39,12 +39,13 @@ pub fn status(live: &Live, started: SystemTime, last: &LastReload) -> Value {
 
 /// How the servers are now, for the metrics.
 pub fn gauged(live: &Live) -> impl Iterator<Item = Gauged<'_>> {
-    live.pools().flat_map(|pool| {
-        pool.members().map(|(server, settings)| Gauged {
+    let now = Instant::now();
+    live.pools().flat_map(move |pool| {
+        pool.members().map(move |(server, settings)| Gauged {
             pool: &pool.settings.name,
             server: &settings.name,
             in_flight: server.in_flight(),
-            up: server.is_up(),
+            up: server.is_usable(now),
         })
     })
 }
@@ -65,7 +66,7 @@ fn of_pool(pool: &Pool) -> Value {
 }
 
 fn of_server(server: &Server, settings: &settings::Server) -> Value {
-    let health = server.health();
+    let health = server.health(Instant::now());
     json!({
         "name": *settings.name,
         "address": server.address.to_string(),

@@ -32,7 +32,7 @@ impl Resolver {
             return Ok(server.endpoint().into_iter().collect());
         };
         // While it does not answer, where it is may have changed.
-        let known = server.health().resolved;
+        let known = server.resolved();
         let fresh = server.is_up() && self.asked.is_some_and(|asked| asked.elapsed() < AGE);
         if !fresh {
             self.asked = Some(Instant::now());

@@ -25,6 +25,7 @@ pub struct Metrics {
     overheads: HistogramVec,
     attempts: IntCounterVec,
     connections: IntCounterVec,
+    ejections: IntCounterVec,
     auth_failures: [IntCounter; Refused::ALL.len()],
     aborts: [IntCounter; Left::ALL.len()],
     reloads: IntCounterVec,
@@ -114,6 +115,11 @@ impl Metrics {
                 "Connections taken for attempts, new and reused ones.",
                 &["pool", "server", "reused"],
             )?,
+            ejections: all.counters(
+                "forebay_server_ejections_total",
+                "Times that a server was left alone, by what requests met there.",
+                &["pool", "server", "reason"],
+            )?,
             auth_failures: Refused::ALL.map(|reason| auth_failures.with_label_values(&[reason.as_str()])),
             aborts: Left::ALL.map(|phase| aborts.with_label_values(&[phase.as_str()])),
             reloads: all.counters("forebay_config_reloads_total", "Reloads of the configuration.", &["result"])?,
@@ -188,6 +194,11 @@ impl Metrics {
         if successful {
             self.reload_timestamp.set(at);
         }
+    }
+
+    /// A server is left alone for a while.
+    pub fn count_ejection(&self, pool: &str, server: &str, reason: &str) {
+        self.ejections.with_label_values(&[pool, server, reason]).inc();
     }
 
     /// A reload is over.

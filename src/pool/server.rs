@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
 
+use super::eject::{self, Change as Turn, Record, Standing, Told};
 use super::settings::{Address, Endpoint};
 
 /// One engine. It outlives reloads, and so do its counts.
@@ -18,9 +19,22 @@ pub struct Server {
     health: Mutex<Health>,
     /// What `health` says, for the pick to read without its lock.
     up: AtomicBool,
+    ejection: Mutex<Ejection>,
+    /// Whether its traffic tells nothing against it, for the pick to read without the lock.
+    clean: AtomicBool,
     in_flight: AtomicU32,
     requests: AtomicU64,
     errors: AtomicU64,
+}
+
+/// What is known of an engine by its traffic.
+#[derive(Debug)]
+struct Ejection {
+    record: Record,
+    /// The reason of the last change, for people.
+    why: String,
+    /// When that was.
+    since: SystemTime,
 }
 
 /// What is known of an engine's health.
@@ -47,6 +61,10 @@ pub enum State {
     Starting,
     /// Used.
     Up,
+    /// Its probes are well and its requests are not: not used for a while.
+    Ejected,
+    /// Let through once, as a trial.
+    Suspect,
     /// Not used.
     Down,
 }
@@ -93,13 +111,27 @@ impl Server {
             address,
             health: Mutex::new(Health::new(SystemTime::now())),
             up: AtomicBool::new(false),
+            ejection: Mutex::new(Ejection { record: Record::default(), why: String::new(), since: SystemTime::now() }),
+            clean: AtomicBool::new(true),
             in_flight: AtomicU32::new(0),
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
         }
     }
 
-    /// Whether requests may go there.
+    /// Whether a request may go there now.
+    #[must_use]
+    pub fn is_usable(&self, now: Instant) -> bool {
+        self.is_up() && matches!(self.standing(now), Standing::Well | Standing::Suspect)
+    }
+
+    /// Where it stands by its traffic.
+    #[must_use]
+    pub fn standing(&self, now: Instant) -> Standing {
+        if self.clean.load(Relaxed) { Standing::Well } else { self.ejection.lock().record.standing(now) }
+    }
+
+    /// Whether its probes let requests go there.
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.up.load(Relaxed)
@@ -134,10 +166,43 @@ impl Server {
         self.errors.fetch_add(1, Relaxed);
     }
 
-    /// A copy of what is known of its health.
+    /// A copy of what is known of its health: by its probes, and where those let requests go there, by its traffic.
     #[must_use]
-    pub fn health(&self) -> Health {
-        self.health.lock().clone()
+    pub fn health(&self, now: Instant) -> Health {
+        let mut health = self.health.lock().clone();
+        let state = match self.standing(now) {
+            Standing::Well => return health,
+            Standing::Ejected(_) => State::Ejected,
+            Standing::Suspect | Standing::OnTrial => State::Suspect,
+        };
+        if health.state == State::Up {
+            let ejection = self.ejection.lock();
+            (health.state, health.since) = (state, ejection.since);
+            health.why.clone_from(&ejection.why);
+        }
+        health
+    }
+
+    /// Where its name leads; the last known answer if it no longer resolves.
+    #[must_use]
+    pub fn resolved(&self) -> Option<SocketAddr> {
+        self.health.lock().resolved
+    }
+
+    /// An attempt there is over; see [`Record::hear`].
+    pub(super) fn hear(&self, told: Told, trial: bool, room: bool, rules: eject::Rules, why: &str) -> Option<Turn> {
+        let mut ejection = self.ejection.lock();
+        let change = ejection.record.hear(told, trial, room, rules, Instant::now());
+        self.clean.store(ejection.record.is_clean(), Relaxed);
+        if change.is_some() {
+            (ejection.since, ejection.why) = (SystemTime::now(), format!("requests told: {why}"));
+        }
+        change
+    }
+
+    /// Whether a further good answer would tell nothing.
+    pub(super) fn is_clean(&self) -> bool {
+        self.clean.load(Relaxed)
     }
 
     /// Where it is reached. `None` while its name has never resolved.
@@ -163,9 +228,11 @@ impl Server {
         change
     }
 
-    pub(super) fn enter(&self) {
+    /// A request goes there. True: it is its trial.
+    pub(super) fn enter(&self, now: Instant) -> bool {
         self.in_flight.fetch_add(1, Relaxed);
         self.requests.fetch_add(1, Relaxed);
+        !self.is_clean() && self.ejection.lock().record.taken(now)
     }
 
     pub(super) fn leave(&self) {
@@ -214,6 +281,8 @@ impl State {
         match self {
             Self::Starting => "starting",
             Self::Up => "up",
+            Self::Ejected => "ejected",
+            Self::Suspect => "suspect",
             Self::Down => "down",
         }
     }

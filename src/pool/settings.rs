@@ -12,6 +12,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::balance::Balance;
+use super::eject;
 use super::server::Rules;
 
 /// One pool as configured.
@@ -39,6 +40,8 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// How many servers a request may try in all.
     pub attempts: usize,
+    /// When a server is ejected.
+    pub eject: eject::Rules,
     /// What all retries may cost: so much of the pool's requests, in hundredths of a percent.
     pub budget: u32,
 }
@@ -203,6 +206,7 @@ impl Settings {
             limits: Limits::default(),
             idle_timeout: Duration::from_secs(4),
             attempts: 3,
+            eject: eject::Rules { failures: 5, duration: Duration::from_secs(10), max: 5_000 },
             budget: 2_000,
         }
     }

@@ -1,8 +1,9 @@
 //! A request's way through its pool: which servers it tries, and how each attempt ends.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::balance::Asker;
+use super::eject::{Change, Told};
 use super::retry::{Failure, Next, Repeat, Tries, next};
 use super::{Lease, Pool};
 
@@ -25,6 +26,21 @@ pub struct Way {
     lost: bool,
     /// How often the request can be sent.
     pub repeat: Repeat,
+    /// For how long the engine of the attempt under way asked to be left alone, in its answer.
+    pub later: Option<Duration>,
+    /// What changed for a server by the last attempt, until somebody takes it.
+    pub turn: Option<Turn>,
+}
+
+/// What changed for a server by an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turn {
+    /// Its place in the pool.
+    pub place: usize,
+    /// What.
+    pub change: Change,
+    /// By what; a metric label.
+    pub reason: &'static str,
 }
 
 /// How an attempt ended; a metric label.
@@ -87,18 +103,36 @@ impl Way {
             self.lost |= matches!(failure, Failure::Lost | Failure::Untaken);
         }
         if goes || outcome != Outcome::Refused {
-            self.ends(outcome);
+            self.ends(outcome, pool);
         }
         goes
     }
 
-    /// How the attempt under way ended. The server hears of it.
-    pub fn ends(&mut self, outcome: Outcome) {
-        if let (Some(last), Some(lease)) = (self.outcomes.last_mut(), &self.lease) {
-            *last = outcome;
-            if !matches!(outcome, Outcome::Answered | Outcome::Cancelled) {
-                lease.server.failed();
-            }
+    /// How the attempt under way ended, or that its answer began. The server hears of it.
+    pub fn ends(&mut self, outcome: Outcome, pool: &Pool) {
+        let (Some(last), Some(lease)) = (self.outcomes.last_mut(), &mut self.lease) else { return };
+        *last = outcome;
+        if !matches!(outcome, Outcome::Answered | Outcome::Cancelled) {
+            lease.server.failed();
+        }
+        let failed = !matches!(outcome, Outcome::Answered | Outcome::Cancelled | Outcome::TimedOut);
+        let told = match (outcome, self.later.take()) {
+            (_, Some(later)) => Told::Later(later, failed),
+            // That an answer begins well decides a trial; the rest of it may still fail.
+            (Outcome::Answered, None) if !lease.is_trial() => return,
+            (Outcome::Answered, None) => Told::Well,
+            _ if failed => Told::Failed,
+            _ => Told::Nothing,
+        };
+        let reason = if let Told::Later(..) = told { "retry_after" } else { outcome.as_str() };
+        let change = pool.hear(lease, told, reason);
+        self.turn = change.map(|change| Turn { place: lease.place, change, reason }).or(self.turn.take());
+    }
+
+    /// The answer is whole.
+    pub fn is_whole(&mut self, pool: &Pool) {
+        if let (Some(Outcome::Answered), Some(lease)) = (self.outcomes.last(), &mut self.lease) {
+            pool.hear(lease, Told::Well, "");
         }
     }
 
@@ -186,7 +220,7 @@ mod tests {
         assert_eq!(way.go(&pool).map(|lease| lease.place), Some(0));
         assert!(way.fails(Failure::Untaken, Outcome::Reset, &pool));
         assert_eq!((way.fresh, way.go(&pool).map(|lease| lease.place)), (true, Some(0)));
-        way.ends(Outcome::Answered);
+        way.ends(Outcome::Answered, &pool);
         assert_eq!((outcomes(&way), pool.servers[0].errors()), (vec![(0, "answered")], 0));
     }
 
@@ -210,7 +244,7 @@ mod tests {
         assert_eq!(pool.servers[1].in_flight(), 1, "the next one is leased");
         way.go(&pool);
         assert!(!way.fails(Failure::Busy, Outcome::Refused, &pool));
-        way.ends(Outcome::ServerError);
+        way.ends(Outcome::ServerError, &pool);
         assert_eq!(outcomes(&way), [(0, "refused"), (1, "server_error")]);
         assert_eq!((pool.servers[0].errors(), pool.servers[1].errors()), (1, 1));
     }

@@ -3,10 +3,11 @@
 //! What strangers claim about where a request comes from is dropped; what a trusted proxy says is continued.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use http::header::{
-    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, Entry, FORWARDED, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING,
-    UPGRADE, VIA,
+    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, Entry, FORWARDED, HOST, HeaderName, RETRY_AFTER, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, Version, request, response};
@@ -336,6 +337,12 @@ pub fn name_request(header: &mut ResponseHeader, identity: &Identity, dialect: D
         header.insert_header(ANTHROPIC_REQUEST_ID, &identity.request_id)?;
     }
     header.insert_header(REQUEST_ID, &identity.request_id)
+}
+
+/// For how long the engine asks to be left alone, in seconds (RFC 9110 §10.2.3); a date is not read.
+#[must_use]
+pub fn retry_after(header: &ResponseHeader) -> Option<Duration> {
+    header.headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// The fields that are about one connection: those that always are, and those that `Connection` names (RFC 9110 §7.6.1).

@@ -192,6 +192,7 @@ def test_the_whole_configuration_has_every_key_of_the_code():
         "Pool": pool,
         "Server": pool["servers"][0],
         "Health": pool["health"],
+        "Eject": pool["eject"],
         "Timeouts": pool["timeouts"],
         "Connections": pool["connections"],
         "Retry": pool["retry"],

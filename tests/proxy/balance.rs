@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Instant;
 
 use crate::client::{Client, VERSIONS, Version, prompt};
 use crate::harness::{eventually, in_front_of};
@@ -100,7 +101,8 @@ async fn a_server_comes_back_after_rise_good_probes_and_goes_after_fall_bad_ones
         }
         assert_eq!(engine.requests() - before, if healthy { 2 } else { 0 });
     }
-    assert!(forebay.server(0).health().why.contains("503"), "{:?}", forebay.server(0).health());
+    let health = forebay.server(0).health(Instant::now());
+    assert!(health.why.contains("503"), "{health:?}");
 }
 
 #[tokio::test]

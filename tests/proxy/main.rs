@@ -7,6 +7,7 @@ mod bodies;
 mod broken;
 mod cancel;
 mod client;
+mod eject;
 mod forwarding;
 mod harness;
 mod http2;

@@ -9,6 +9,7 @@ use http::uri::Authority;
 use super::{Compiler, some};
 use crate::config::{self, Engine, Spanned};
 use crate::pool::Settings;
+use crate::pool::eject;
 use crate::pool::server::Rules;
 use crate::pool::settings::{self, Address, Check, Headers, Health, Limits};
 
@@ -49,6 +50,11 @@ impl Compiler<'_> {
             idle_timeout: pool.connections.idle_timeout,
             attempts: pool.retry.attempts.get() as usize,
             budget: pool.retry.budget.0,
+            eject: eject::Rules {
+                failures: pool.eject.failures.get(),
+                duration: pool.eject.duration,
+                max: pool.eject.max.0,
+            },
         }
     }
 

@@ -1,0 +1,274 @@
+//! What real traffic tells of a server: whether it is left alone for a while, and when it is tried again.
+//!
+//! Probes ask an engine whether it is well; requests show it. Failures in a row eject a server for a time that doubles as long
+//! as they go on. Then one request is let through as a trial, and its outcome decides.
+
+use std::time::{Duration, Instant};
+
+/// When a server is ejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    /// After so many failures in a row.
+    pub failures: u32,
+    /// For how long the first time.
+    pub duration: Duration,
+    /// How much of the pool may be ejected at once, in hundredths of a percent.
+    pub max: u32,
+}
+
+/// What one attempt told of its server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// It answered.
+    Well,
+    /// It failed.
+    Failed,
+    /// It asked to be left alone for so long; whether that was a failure too.
+    Later(Duration, bool),
+    /// Nothing: its client left, or it was too slow.
+    Nothing,
+}
+
+/// What changed by what was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// The server is ejected for so long.
+    Ejected(Duration),
+    /// It is back.
+    Back,
+}
+
+/// Where a server stands by its traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is used.
+    Well,
+    /// It is left alone until then.
+    Ejected(Instant),
+    /// Its time is over: the next request is its trial.
+    Suspect,
+    /// Its trial is under way.
+    OnTrial,
+}
+
+/// One server's record.
+#[derive(Debug, Default)]
+pub struct Record {
+    /// Failures in a row.
+    failures: u32,
+    /// The time for which it was last ejected.
+    last: Duration,
+    /// When it came back from that.
+    back: Option<Instant>,
+    /// Until when it is left alone, if it is.
+    until: Option<Instant>,
+    on_trial: bool,
+}
+
+/// How often the duration doubles: to 16 times.
+const DOUBLINGS: u32 = 4;
+
+// === impl Rules ===
+
+impl Rules {
+    /// How many of so many servers may be ejected at once: rounded down, and never the only one.
+    #[must_use]
+    pub fn most(&self, servers: usize) -> usize {
+        let share = servers as u64 * u64::from(self.max) / 10_000;
+        if servers > 1 { usize::try_from(share).unwrap_or(servers) } else { 0 }
+    }
+
+    fn longest(&self) -> Duration {
+        self.duration.saturating_mul(1 << DOUBLINGS)
+    }
+}
+
+// === impl Record ===
+
+impl Record {
+    /// Where it stands now.
+    #[must_use]
+    pub fn standing(&self, now: Instant) -> Standing {
+        match self.until {
+            None => Standing::Well,
+            Some(_) if self.on_trial => Standing::OnTrial,
+            Some(until) if now < until => Standing::Ejected(until),
+            Some(_) => Standing::Suspect,
+        }
+    }
+
+    /// Whether there is nothing against it, so that a further good answer tells nothing.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.failures == 0 && self.until.is_none()
+    }
+
+    /// A request goes there. True: it is its trial.
+    pub fn taken(&mut self, now: Instant) -> bool {
+        let trial = self.standing(now) == Standing::Suspect;
+        self.on_trial |= trial;
+        trial
+    }
+
+    /// An attempt is over; `trial`: it was the trial. `room`: one more may be ejected. What changed by that, if anything did.
+    pub fn hear(&mut self, told: Told, trial: bool, room: bool, rules: Rules, now: Instant) -> Option<Change> {
+        if trial {
+            self.on_trial = false;
+        }
+        match told {
+            Told::Nothing => None,
+            Told::Well => {
+                self.failures = 0;
+                let back = trial || self.until.is_some_and(|until| until <= now);
+                if self.until.is_none() || !back {
+                    return None;
+                }
+                (self.until, self.back) = (None, Some(now));
+                Some(Change::Back)
+            }
+            Told::Failed => self.failed(trial, room, rules, now),
+            Told::Later(after, failed) => {
+                let ejected = if failed { self.failed(trial, room, rules, now) } else { None };
+                let asked = after.min(rules.longest());
+                let longer = self.until.is_none_or(|until| until < now + asked);
+                if longer && !asked.is_zero() && (room || self.until.is_some()) {
+                    self.until = Some(now + asked);
+                    return Some(Change::Ejected(asked));
+                }
+                ejected
+            }
+        }
+    }
+
+    fn failed(&mut self, trial: bool, room: bool, rules: Rules, now: Instant) -> Option<Change> {
+        self.failures = self.failures.saturating_add(1);
+        let again = trial && self.until.is_some();
+        let enough = self.until.is_none() && self.failures >= rules.failures && room;
+        if !again && !enough {
+            return None;
+        }
+        let recent = again || self.back.is_some_and(|back| now.saturating_duration_since(back) < self.last);
+        let doubled = if recent { self.last.saturating_mul(2) } else { rules.duration };
+        self.last = doubled.clamp(rules.duration, rules.longest());
+        self.failures = 0;
+        self.until = Some(now + self.last);
+        Some(Change::Ejected(self.last))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const RULES: Rules = Rules { failures: 3, duration: Duration::from_secs(10), max: 5_000 };
+
+    fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    fn out(n: u64) -> Option<Change> {
+        Some(Change::Ejected(seconds(n)))
+    }
+
+    #[test]
+    fn failures_in_a_row_eject_for_a_time_that_doubles_until_a_trial_goes_well() {
+        let began = Instant::now();
+        let mut record = Record::default();
+        let fail =
+            |record: &mut Record, at: u64, trial| record.hear(Told::Failed, trial, true, RULES, began + seconds(at));
+        assert_eq!([0, 0, 0].map(|at| fail(&mut record, at, false)), [None, None, out(10)]);
+        assert_eq!(record.standing(began + seconds(9)), Standing::Ejected(began + seconds(10)));
+        assert!(!record.taken(began + seconds(9)));
+        let mut at = 10;
+        for lasts in [20, 40, 80, 160, 160] {
+            assert_eq!(record.standing(began + seconds(at)), Standing::Suspect);
+            assert!(record.taken(began + seconds(at)));
+            assert_eq!(record.standing(began + seconds(at)), Standing::OnTrial);
+            assert!(!record.taken(began + seconds(at)), "one at a time");
+            assert_eq!(fail(&mut record, at, true), out(lasts));
+            at += lasts;
+        }
+        assert!(record.taken(began + seconds(at)));
+        assert_eq!(record.hear(Told::Well, true, true, RULES, began + seconds(at)), Some(Change::Back));
+        assert!(record.is_clean());
+        // Soon again: it goes on doubling; after a good while it begins anew.
+        let soon = [1, 2, 3].map(|n| fail(&mut record, at + n, false));
+        assert_eq!(soon, [None, None, out(160)]);
+        at += 163;
+        record.taken(began + seconds(at));
+        record.hear(Told::Well, true, true, RULES, began + seconds(at));
+        at += 200;
+        assert_eq!([0, 0, 0].map(|n| fail(&mut record, at + n, false)), [None, None, out(10)]);
+    }
+
+    #[test]
+    fn a_good_answer_begins_the_count_anew_and_a_trial_that_tells_nothing_is_made_again() {
+        let now = Instant::now();
+        let mut record = Record::default();
+        for told in [Told::Failed, Told::Failed, Told::Well, Told::Failed, Told::Failed, Told::Nothing] {
+            assert_eq!(record.hear(told, false, true, RULES, now), None);
+        }
+        assert!(!record.is_clean());
+        assert_eq!(record.hear(Told::Failed, false, false, RULES, now), None, "no room");
+        assert_eq!(record.hear(Told::Failed, false, true, RULES, now), out(10));
+        let later = now + seconds(10);
+        assert!(record.taken(later));
+        record.hear(Told::Nothing, true, true, RULES, later);
+        assert_eq!(record.standing(later), Standing::Suspect);
+    }
+
+    #[test]
+    fn a_server_that_asks_for_it_is_left_alone_for_that_long() {
+        let now = Instant::now();
+        for (after, failed, room, expected) in [
+            (5, false, true, Some(5)),
+            (5, true, true, Some(5)),
+            (0, false, true, None),
+            (1_000_000, false, true, Some(160)),
+            (5, false, false, None),
+        ] {
+            let mut record = Record::default();
+            let told = Told::Later(seconds(after), failed);
+            assert_eq!(record.hear(told, false, room, RULES, now), expected.and_then(out), "{after}");
+        }
+    }
+
+    #[test]
+    fn never_more_than_the_share_is_ejected_and_never_the_only_one() {
+        for (max, servers, most) in [
+            (5_000, 1, 0),
+            (5_000, 2, 1),
+            (5_000, 3, 1),
+            (5_000, 4, 2),
+            (10_000, 1, 0),
+            (10_000, 2, 2),
+            (10_000, 4, 4),
+            (0, 9, 0),
+            (3_300, 10, 3),
+        ] {
+            assert_eq!(Rules { max, ..RULES }.most(servers), most, "{max} of {servers}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_sequence_leaves_a_server_out_for_ever(
+            events in proptest::collection::vec((0_u64..40, 0_u8..5, any::<bool>()), 0..200),
+        ) {
+            let mut now = Instant::now();
+            let mut record = Record::default();
+            for (wait, told, room) in events {
+                now += seconds(wait);
+                let told = [Told::Well, Told::Failed, Told::Failed, Told::Later(seconds(wait), true), Told::Nothing][told as usize];
+                let trial = record.taken(now);
+                record.hear(told, trial, room, RULES, now);
+                prop_assert!(record.standing(now) != Standing::OnTrial);
+            }
+            now += RULES.longest();
+            let trial = record.taken(now);
+            record.hear(Told::Well, trial, false, RULES, now);
+            prop_assert_eq!(record.standing(now), Standing::Well);
+        }
+    }
+}
