@@ -39,7 +39,7 @@ fn large(size: usize) -> Request {
 async fn prompts_of_every_size_reach_an_engine_whole_also_past_a_dead_one() {
     for version in VERSIONS {
         let (dead, alive) = (Engine::fine().await, Engine::fine().await);
-        let forebay = in_front_of(&[&dead, &alive]).start().await;
+        let forebay = in_front_of(&[&dead, &alive]).and("[pool.p.eject]\nfailures = 1000").start().await;
         dead.kill().await;
         let mut client = Client::connect(&forebay, version).await;
         for (n, size) in [0, 1, 16_000, 65_535, 65_536, 300_000, 1 << 20, 3_000_001].into_iter().enumerate() {
@@ -236,7 +236,8 @@ async fn an_engine_that_takes_nothing_of_a_body_and_says_nothing_is_given_up() {
     for version in VERSIONS {
         for request in [large(2_000_000), post("/raw/x").body("x".repeat(2_000_000)).pieces(60_000)] {
             let engine = Engine::unreading(Reply::silence().stall()).await;
-            let forebay = in_front_of(&[&engine]).and("[pool.p.timeouts]\nfirst_byte = \"500ms\"").start().await;
+            let timeouts = "[pool.p.timeouts]\nfirst_byte = \"500ms\"\nidle = \"500ms\"";
+            let forebay = in_front_of(&[&engine]).and(timeouts).start().await;
             let asked = Instant::now();
             let answer = Client::connect(&forebay, version).await.ask_while_sending(&request).await;
             assert_eq!((answer.status, &*answer.code()), (504, "upstream_timeout"), "{version:?}");
