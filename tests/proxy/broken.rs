@@ -204,22 +204,6 @@ async fn a_kept_connection_that_dies_unused_is_replaced_by_exactly_one() {
 }
 
 #[tokio::test]
-async fn a_fresh_connection_that_dies_before_the_answer_is_not_repeated() {
-    for version in VERSIONS {
-        for reply in [Reply::raw("").close(), Reply::raw("").reset(), Reply::raw("HTTP/1.1 20").close()] {
-            let (first, second) = (Engine::always(reply).await, Engine::fine().await);
-            let forebay = in_front_of(&[&first, &second]).start().await;
-            let mut client = Client::connect(&forebay, version).await;
-            let answer = client.ask(&prompt()).await;
-            assert_eq!((answer.status, &*answer.code()), (502, "upstream_unavailable"), "{version:?}");
-            let record = forebay.record().await;
-            assert_eq!((&record["attempts"], &record["end"]), (&1.into(), &"error".into()), "{record}");
-            assert_eq!((first.requests(), second.requests()), (1, 0), "{version:?}");
-        }
-    }
-}
-
-#[tokio::test]
 async fn an_engine_that_speaks_no_http_is_unavailable() {
     for version in VERSIONS {
         let garbage = Reply::raw("garbage that is no HTTP at all\r\n\r\n").stall();

@@ -50,6 +50,7 @@ pub(crate) struct Builder {
 pub(crate) struct Forebay {
     pub(crate) address: SocketAddr,
     pub(crate) current: Arc<Current>,
+    observer: Arc<Observer>,
     log: Buffer,
     read: AtomicUsize,
     door: JoinHandle<()>,
@@ -157,7 +158,7 @@ impl Builder {
         let access_log = AccessLog::new(Sink::new(log.clone()).unwrap());
         access_log.set(&Destination::Stderr, Format::Json).unwrap();
         let observer = Arc::new(Observer { metrics: Metrics::new().unwrap(), access_log });
-        let proxy = Proxy::new(current.clone(), observer, connection::header_complete);
+        let proxy = Proxy::new(current.clone(), observer.clone(), connection::header_complete);
         let (stop, stopped) = watch::channel(false);
         let (open, opened) = mpsc::channel(1);
         let app = Arc::new(daemon::pingora(proxy, ServerConf::default()));
@@ -165,7 +166,7 @@ impl Builder {
             Door { app, current: current.clone(), stop: stopped, open, clients: Clients::default(), limited: false };
         let door = tokio::spawn(async move { door.run(bound).await.unwrap() });
         eventually("every server is probed", || current.live().is_probed().then_some(())).await;
-        Forebay { address, current, log, read: AtomicUsize::new(0), door, _held: (probes, stop, opened) }
+        Forebay { address, current, observer, log, read: AtomicUsize::new(0), door, _held: (probes, stop, opened) }
     }
 
     fn plan(&self) -> Plan {
@@ -208,6 +209,22 @@ impl Forebay {
             all.push(self.record().await);
         }
         all
+    }
+
+    /// How the attempts of all requests that were logged ended, by the metrics: `s0 refused 1, s1 answered 2`.
+    pub(crate) fn outcomes(&self) -> String {
+        const COUNTED: &str = "forebay_upstream_attempts_total{";
+        let text = self.observer.metrics.text(0, 0, std::iter::empty()).unwrap();
+        let label =
+            |line: &str, name: &str| line.split(&format!("{name}=\"")).nth(1)?.split('"').next().map(String::from);
+        let line = |line: &str| {
+            let (labels, count) = line.strip_prefix(COUNTED)?.rsplit_once(' ')?;
+            let (server, outcome) = (label(labels, "server")?, label(labels, "outcome")?);
+            (count != "0").then(|| format!("{server} {outcome} {count}"))
+        };
+        let mut all: Vec<String> = std::str::from_utf8(&text).unwrap().lines().filter_map(line).collect();
+        all.sort();
+        all.join(", ")
     }
 
     /// Waits until nothing is in flight at any server.

@@ -8,6 +8,7 @@ mod broken;
 mod cancel;
 mod client;
 mod eject;
+mod fate;
 mod forwarding;
 mod harness;
 mod http2;

@@ -63,6 +63,7 @@ pub(crate) struct Reply {
 enum Step {
     Write(Bytes),
     Wait(Gate),
+    Pause(Duration),
 }
 
 /// What becomes of the connection after an answer.
@@ -282,6 +283,12 @@ impl Reply {
         self
     }
 
+    /// Then nothing for so long: where the passing of time is what is tested.
+    pub(crate) fn pause(mut self, long: Duration) -> Self {
+        self.steps.push(Step::Pause(long));
+        self
+    }
+
     /// In the end the connection is closed.
     pub(crate) fn close(mut self) -> Self {
         self.end = End::Close;
@@ -450,6 +457,7 @@ async fn play(writer: &mut WriteHalf<'_>, steps: Vec<Step>) -> bool {
                 }
             }
             Step::Wait(gate) => gate.pass().await,
+            Step::Pause(long) => tokio::time::sleep(long).await,
         }
     }
     true

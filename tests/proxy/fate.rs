@@ -1,0 +1,388 @@
+//! What becomes of a request, by how its first engine behaves: what the client sees, which engines are asked and how often,
+//! and what the log and the metrics say of it.
+//!
+//! The first engine in the file has the first turn, so each case has a forebay of its own.
+
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use crate::client::{Client, Request, VERSIONS, Version, Whole, prompt};
+use crate::harness::{Forebay, at, in_front_of};
+use crate::upstream::{Asked, Engine, Reply};
+
+/// What a good engine says.
+const FINE: &str = "{\"ok\":true}";
+const UNAVAILABLE: &str = "\"upstream_unavailable\"";
+const TIMEOUT: &str = "\"upstream_timeout\"";
+/// Short limits, and an end that is far.
+const SHORT: &str = "[pool.p.timeouts]\nfirst_byte = \"300ms\"\nidle = \"300ms\"";
+/// What a request meets at its end.
+struct Fate {
+    /// The status, what is in the body, and whether it ended as an answer ends.
+    sees: (u16, &'static str, bool),
+    /// How often each engine was asked.
+    asked: &'static [usize],
+    /// In the log.
+    end: &'static str,
+    /// In the metrics.
+    outcomes: &'static str,
+}
+
+/// An engine of either protocol, as far as it is counted.
+trait Counted {
+    fn requests(&self) -> usize;
+}
+
+impl Counted for Engine {
+    fn requests(&self) -> usize {
+        Engine::requests(self)
+    }
+}
+
+/// One row of a table.
+fn fate(sees: (u16, &'static str, bool), asked: &'static [usize], end: &'static str, outcomes: &'static str) -> Fate {
+    Fate { sees, asked, end, outcomes }
+}
+
+/// It went to the second engine, after the first attempt ended so.
+fn moves_on(outcomes: &'static str) -> Fate {
+    fate((200, FINE, true), &[1, 1], "complete", outcomes)
+}
+
+impl Fate {
+    /// Asks, and checks all of it. The answer, for more.
+    async fn of(
+        &self,
+        name: &str,
+        version: Version,
+        forebay: &Forebay,
+        engines: &[&dyn Counted],
+        request: &Request,
+    ) -> Whole {
+        let case = format!("{name}, {version:?}");
+        let answer = Client::connect(forebay, version).await.ask(request).await;
+        let (status, says, complete) = self.sees;
+        assert_eq!((answer.status, answer.complete), (status, complete), "{case}: {answer:?}");
+        assert!(answer.text().contains(says), "{case}: {answer:?}");
+        assert!(complete || !answer.text().contains("[DONE]"), "{case}: {answer:?}");
+        let record = forebay.record().await;
+        assert_eq!((&record["end"], &record["status"]), (&self.end.into(), &status.into()), "{case}: {record}");
+        let attempts: u64 =
+            self.outcomes.split(", ").map(|one| one.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum();
+        assert_eq!(record["attempts"], attempts, "{case}: {record}");
+        assert_eq!(forebay.outcomes(), self.outcomes, "{case}");
+        let asked: Vec<usize> = engines.iter().map(|engine| engine.requests()).collect();
+        assert_eq!(asked, self.asked, "{case}");
+        forebay.idle().await;
+        answer
+    }
+}
+
+/// A first engine that answers so, a good second one, and what becomes of this request.
+async fn second_is_fine(name: &str, reply: &Reply, tables: &str, request: &Request, fate: &Fate) {
+    for version in VERSIONS {
+        let (first, second) = (Engine::always(reply.clone()).await, Engine::fine().await);
+        let forebay = in_front_of(&[&first, &second]).and(tables).start().await;
+        fate.of(name, version, &forebay, &[&first, &second], request).await;
+    }
+}
+
+fn status(status: u16, more: &str) -> Reply {
+    let body = format!("{{\"engine\":{status}}}");
+    Reply::raw(format!(
+        "HTTP/1.1 {status} Status\r\nx-engine: yes\r\n{more}content-length: {}\r\n\r\n{body}",
+        body.len()
+    ))
+}
+
+fn json(framing: &str) -> Reply {
+    Reply::raw(format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n{framing}\r\n\r\n"))
+}
+
+fn events() -> Reply {
+    Reply::events().chunk("data: {\"n\":1}\n\n")
+}
+
+/// The body of a prompt of a megabyte.
+fn large_body() -> String {
+    format!("{{\"model\":\"m\",\"x\":\"{}\"}}", "x".repeat(1 << 20))
+}
+
+/// That prompt.
+fn large() -> Request {
+    prompt().body(large_body())
+}
+
+#[tokio::test]
+async fn what_an_engine_turns_away_or_loses_before_a_byte_goes_to_the_next() {
+    let refused = || moves_on("s0 refused 1, s1 answered 1");
+    let reset = || moves_on("s0 reset 1, s1 answered 1");
+    let early = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
+    for (name, reply, fate) in [
+        ("503", status(503, ""), refused()),
+        ("503 for a while", status(503, "retry-after: 7\r\n"), refused()),
+        ("429", status(429, ""), refused()),
+        ("429 for a while", status(429, "retry-after: 7\r\n"), refused()),
+        ("502", status(502, ""), refused()),
+        ("503 that is cut", Reply::raw("HTTP/1.1 503 No\r\ncontent-length: 9\r\n\r\nhalf").close(), refused()),
+        ("503 that stalls", Reply::raw("HTTP/1.1 503 No\r\ncontent-length: 9\r\n\r\nhalf").stall(), refused()),
+        ("503 as a stream", Reply::raw("HTTP/1.1 503 No\r\ntransfer-encoding: chunked\r\n\r\n").stall(), refused()),
+        ("100 and 103, then 503", Reply::raw(early).bytes("HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n"), refused()),
+        ("closes", Reply::raw("").close(), reset()),
+        ("resets", Reply::raw("").reset(), reset()),
+        ("half a status line, closed", Reply::raw("HTTP/1.1 20").close(), reset()),
+        ("half a header, closed", Reply::raw("HTTP/1.1 200 OK\r\ncontent-ty").close(), reset()),
+        ("half a header, reset", Reply::raw("HTTP/1.1 200 OK\r\ncontent-ty").reset(), reset()),
+        ("100 and 103, then closed", Reply::raw(early).close(), reset()),
+    ] {
+        second_is_fine(name, &reply, SHORT, &prompt(), &fate).await;
+    }
+}
+
+#[tokio::test]
+async fn what_an_engine_answers_otherwise_is_the_clients() {
+    let passes = |status, says, outcomes| fate((status, says, true), &[1, 0], "complete", outcomes);
+    let failed = |outcomes| fate((502, UNAVAILABLE, true), &[1, 0], "error", outcomes);
+    let early = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
+    let wide = format!("HTTP/1.1 200 OK\r\nx-wide: {}\r\ncontent-length: 0\r\n\r\n", "x".repeat(1 << 20));
+    for (name, reply, fate) in [
+        ("500", status(500, ""), passes(500, "{\"engine\":500}", "s0 server_error 1")),
+        ("504", status(504, "retry-after: 7\r\n"), passes(504, "{\"engine\":504}", "s0 server_error 1")),
+        ("501", status(501, ""), passes(501, "{\"engine\":501}", "s0 server_error 1")),
+        ("400", status(400, ""), passes(400, "{\"engine\":400}", "s0 answered 1")),
+        ("408", status(408, ""), passes(408, "{\"engine\":408}", "s0 answered 1")),
+        ("100 and 103, then 200", Reply::raw(early).bytes("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"), {
+            passes(200, "ok", "s0 answered 1")
+        }),
+        ("more than its length", json("content-length: 2").bytes("okTOO MUCH"), passes(200, "ok", "s0 answered 1")),
+        ("garbage", Reply::raw("garbage that is no HTTP at all\r\n\r\n").stall(), failed("s0 reset 1")),
+        ("a header of a megabyte", Reply::raw(wide), failed("s0 reset 1")),
+        ("another protocol", Reply::raw("HTTP/1.1 101 Switching Protocols\r\n\r\nhello").close(), failed("s0 reset 1")),
+    ] {
+        second_is_fine(name, &reply, SHORT, &prompt(), &fate).await;
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_is_slow_is_given_up_and_no_other_is_asked() {
+    let late = || fate((504, TIMEOUT, true), &[1, 0], "error", "s0 timed_out 1");
+    let stuck = || fate((200, TIMEOUT, false), &[1, 0], "upstream_truncated", "s0 truncated 1");
+    let cut = || fate((200, "{\"half\":", false), &[1, 0], "upstream_truncated", "s0 truncated 1");
+    let drip = || (0..40).fold(Reply::events(), |reply, _| reply.chunk("data: 1\n\n").pause(Duration::from_millis(50)));
+    let total = "[pool.p.timeouts]\ntotal = \"400ms\"";
+    for (name, reply, tables, fate) in [
+        ("before the header", Reply::silence(), SHORT, late()),
+        ("in the status line", Reply::raw("HTTP/1.1 2").stall(), SHORT, late()),
+        ("in the header", Reply::raw("HTTP/1.1 200 OK\r\ncontent-ty").stall(), SHORT, late()),
+        ("after a 100", Reply::raw("HTTP/1.1 100 Continue\r\n\r\n").stall(), SHORT, late()),
+        ("in a length", json("content-length: 99").bytes("{\"half\":").stall(), SHORT, cut()),
+        ("in chunks", json("transfer-encoding: chunked").chunk("{\"half\":").stall(), SHORT, cut()),
+        ("before the first event", Reply::events().stall(), SHORT, stuck()),
+        ("between events", events().stall(), SHORT, stuck()),
+        ("in an event", events().chunk("data: {\"ha").stall(), SHORT, stuck()),
+        ("in all, before a byte", Reply::silence(), total, late()),
+        ("in all, with a header in time", events().stall(), total, stuck()),
+        ("in all, with events in time", drip().last(), total, stuck()),
+    ] {
+        second_is_fine(name, &reply, tables, &prompt(), &fate).await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_has_begun_is_nobody_elses() {
+    let cut = |says| fate((200, says, false), &[1, 0], "upstream_truncated", "s0 truncated 1");
+    let chunk = || json("transfer-encoding: chunked").chunk("{\"half\":");
+    for (name, reply, fate) in [
+        ("a short length", json("content-length: 99").bytes("{\"half\":").close(), cut("{\"half\":")),
+        ("nothing of a length", json("content-length: 99").close(), cut("")),
+        ("half a chunk", chunk().bytes("ff\r\nhalf").close(), cut("{\"half\":")),
+        ("no last chunk", chunk().close(), cut("{\"half\":")),
+        ("no chunk at all", chunk().bytes("zz\r\nx\r\n").close(), cut("{\"half\":")),
+        ("a stream, closed", events().close(), cut(UNAVAILABLE)),
+        ("a stream, reset", events().reset(), cut(UNAVAILABLE)),
+        ("a stream without its last event", events().last(), cut(UNAVAILABLE)),
+    ] {
+        second_is_fine(name, &reply, SHORT, &prompt(), &fate).await;
+    }
+}
+
+#[tokio::test]
+async fn what_the_only_engine_says_passes_as_it_is() {
+    for version in VERSIONS {
+        for code in [500, 502, 503, 504, 429] {
+            for (more, after) in [("", None), ("retry-after: 7\r\n", Some("7"))] {
+                let engine = Engine::always(status(code, more)).await;
+                let forebay = in_front_of(&[&engine]).start().await;
+                let outcome = if code == 429 { "s0 answered 1" } else { "s0 server_error 1" };
+                let fate = fate((code, "", true), &[1], "complete", outcome);
+                let answer = fate.of("alone", version, &forebay, &[&engine], &prompt()).await;
+                assert_eq!(answer.text(), format!("{{\"engine\":{code}}}"), "{version:?}");
+                assert_eq!((answer.header("x-engine"), answer.header("retry-after")), (Some("yes"), after), "{code}");
+            }
+        }
+    }
+}
+
+/// What becomes of a prompt to engines that answer so, in their order.
+async fn in_turn(name: &str, replies: &[Reply], tables: &str, fate: &Fate) {
+    for version in VERSIONS {
+        let mut engines = Vec::new();
+        for reply in replies {
+            engines.push(Engine::always(reply.clone()).await);
+        }
+        let forebay = in_front_of(&engines.iter().collect::<Vec<_>>()).and(tables).start().await;
+        let counted: Vec<&dyn Counted> = engines.iter().map(|engine| engine as &dyn Counted).collect();
+        fate.of(name, version, &forebay, &counted, &prompt()).await;
+    }
+}
+
+#[tokio::test]
+async fn engines_are_asked_one_after_the_other_and_none_twice() {
+    let [busy, bad, limited] = [503, 502, 429].map(|code| status(code, ""));
+    let (fails, closed, fine) = (status(500, ""), Reply::raw("").close(), Reply::json(200, FINE));
+    let one = "[pool.p.retry]\nattempts = 1";
+    let two = "[pool.p.retry]\nattempts = 2";
+    let serves = |outcomes| fate((200, FINE, true), &[1, 1, 1], "complete", outcomes);
+    let passes = |status, says, asked, outcomes| fate((status, says, true), asked, "complete", outcomes);
+    let failed = |asked, outcomes| fate((502, UNAVAILABLE, true), asked, "error", outcomes);
+    for (name, replies, tables, fate) in [
+        ("503, 503", vec![&busy, &busy, &fine], "", serves("s0 refused 1, s1 refused 1, s2 answered 1")),
+        ("429, 503", vec![&limited, &busy, &fine], "", serves("s0 refused 1, s1 refused 1, s2 answered 1")),
+        ("502, 503", vec![&bad, &busy, &fine], "", serves("s0 refused 1, s1 refused 1, s2 answered 1")),
+        ("503, 502", vec![&busy, &bad, &fine], "", serves("s0 refused 1, s1 refused 1, s2 answered 1")),
+        ("closed, 429", vec![&closed, &limited, &fine], "", serves("s0 reset 1, s1 refused 1, s2 answered 1")),
+        ("503, closed", vec![&busy, &closed, &fine], "", serves("s0 refused 1, s1 reset 1, s2 answered 1")),
+        ("502 twice", vec![&bad, &bad, &fine], "", {
+            passes(502, "{\"engine\":502}", &[1, 1, 0], "s0 refused 1, s1 server_error 1")
+        }),
+        ("closed, 502", vec![&closed, &bad, &fine], "", {
+            passes(502, "{\"engine\":502}", &[1, 1, 0], "s0 reset 1, s1 server_error 1")
+        }),
+        ("502, closed", vec![&bad, &closed, &fine], "", failed(&[1, 1, 0], "s0 refused 1, s1 reset 1")),
+        ("closed twice", vec![&closed, &closed, &fine], "", failed(&[1, 1, 0], "s0 reset 1, s1 reset 1")),
+        ("503 three times", vec![&busy, &busy, &busy, &fine], "", {
+            passes(503, "{\"engine\":503}", &[1, 1, 1, 0], "s0 refused 1, s1 refused 1, s2 server_error 1")
+        }),
+        ("503, then all are asked", vec![&busy, &limited], "", {
+            passes(429, "{\"engine\":429}", &[1, 1], "s0 refused 1, s1 answered 1")
+        }),
+        ("503, 500", vec![&busy, &fails, &fine], "", {
+            passes(500, "{\"engine\":500}", &[1, 1, 0], "s0 refused 1, s1 server_error 1")
+        }),
+        ("503, then silence", vec![&busy, &Reply::silence(), &fine], SHORT, {
+            fate((504, TIMEOUT, true), &[1, 1, 0], "error", "s0 refused 1, s1 timed_out 1")
+        }),
+        ("503, then a stream that breaks", vec![&busy, &events().close(), &fine], "", {
+            fate((200, UNAVAILABLE, false), &[1, 1, 0], "upstream_truncated", "s0 refused 1, s1 truncated 1")
+        }),
+        ("503, one attempt", vec![&busy, &fine], one, {
+            passes(503, "{\"engine\":503}", &[1, 0], "s0 server_error 1")
+        }),
+        ("502, one attempt", vec![&bad, &fine], one, passes(502, "{\"engine\":502}", &[1, 0], "s0 server_error 1")),
+        ("closed, one attempt", vec![&closed, &fine], one, failed(&[1, 0], "s0 reset 1")),
+        ("503, two attempts", vec![&busy, &busy, &fine], two, {
+            passes(503, "{\"engine\":503}", &[1, 1, 0], "s0 refused 1, s1 server_error 1")
+        }),
+    ] {
+        let replies: Vec<Reply> = replies.into_iter().cloned().collect();
+        in_turn(name, &replies, tables, &fate).await;
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_cannot_be_reached_is_passed_by() {
+    for version in VERSIONS {
+        let (dead, second) = (Engine::fine().await, Engine::fine().await);
+        let forebay = in_front_of(&[&dead, &second]).start().await;
+        dead.kill().await;
+        let fate = fate((200, FINE, true), &[0, 1], "complete", "s0 connect_failed 1, s1 answered 1");
+        fate.of("refuses", version, &forebay, &[&dead, &second], &large()).await;
+        assert_eq!(second.asked(0).await.body(), large_body());
+    }
+}
+
+/// A socket that takes no further connection: its queue is full.
+async fn full() -> (TcpListener, Vec<TcpStream>) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut held = Vec::new();
+    while let Ok(stream) = tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+        held.push(stream.unwrap());
+    }
+    (listener, held)
+}
+
+#[tokio::test]
+async fn an_engine_that_does_not_accept_is_passed_by_in_time() {
+    let (full, _held) = full().await;
+    for version in VERSIONS {
+        let second = Engine::fine().await;
+        let health = format!("port = {}", second.address.port());
+        let addresses = [full.local_addr().unwrap(), second.address];
+        let timeout = "[pool.p.timeouts]\nconnect = \"300ms\"";
+        let forebay = at(&addresses).health(&health).and(timeout).start().await;
+        let asked = Instant::now();
+        let fate = fate((200, FINE, true), &[1], "complete", "s0 connect_failed 1, s1 answered 1");
+        fate.of("full", version, &forebay, &[&second], &prompt()).await;
+        assert!(asked.elapsed() > Duration::from_millis(300));
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_closes_each_connection_as_it_comes_is_passed_by() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let accepting = tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+    for version in VERSIONS {
+        for request in [prompt(), large()] {
+            let second = Engine::fine().await;
+            let health = format!("port = {}", second.address.port());
+            let forebay = at(&[address, second.address]).health(&health).start().await;
+            let fate = fate((200, FINE, true), &[1], "complete", "s0 reset 1, s1 answered 1");
+            fate.of("closes", version, &forebay, &[&second], &request).await;
+        }
+    }
+    accepting.abort();
+}
+
+#[tokio::test]
+async fn a_megabyte_arrives_whole_at_the_next_engine() {
+    let refused = "s0 refused 1, s1 answered 1";
+    let reset = "s0 reset 1, s1 answered 1";
+    for version in VERSIONS {
+        for (name, reply, outcomes) in [
+            ("503", status(503, ""), refused),
+            ("429", status(429, ""), refused),
+            ("502", status(502, ""), refused),
+            ("closed", Reply::raw("").close(), reset),
+            ("reset", Reply::raw("").reset(), reset),
+        ] {
+            for early in [false, true] {
+                let reply = reply.clone();
+                let script = move |_: &Asked| reply.clone();
+                let first = if early { Engine::hasty(script.clone()).await } else { Engine::new(script.clone()).await };
+                let second = Engine::fine().await;
+                let forebay = in_front_of(&[&first, &second]).start().await;
+                let name = format!("{name}, early: {early}");
+                moves_on(outcomes).of(&name, version, &forebay, &[&first, &second], &large()).await;
+                assert_eq!(second.asked(0).await.body(), large_body(), "{name}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_early_answer_to_a_body_that_is_not_read_is_the_clients() {
+    for version in VERSIONS {
+        for (code, outcome) in [(200, "s0 answered 1"), (413, "s0 answered 1"), (500, "s0 server_error 1")] {
+            let first = Engine::hasty(move |_| status(code, "connection: close\r\n")).await;
+            let second = Engine::fine().await;
+            let forebay = in_front_of(&[&first, &second]).start().await;
+            let fate = fate((code, "{\"engine\":", true), &[1, 0], "complete", outcome);
+            fate.of("early", version, &forebay, &[&first, &second], &large()).await;
+        }
+    }
+}
