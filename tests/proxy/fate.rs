@@ -5,11 +5,12 @@
 
 use std::time::{Duration, Instant};
 
+use h2::Reason;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-use crate::client::{Client, Request, VERSIONS, Version, Whole, prompt};
+use crate::client::{Client, Leaving, Request, VERSIONS, Version, Whole, get, post, prompt};
 use crate::harness::{Forebay, at, in_front_of};
-use crate::upstream::{Asked, Engine, Reply};
+use crate::upstream::{Asked, Engine, Reply, http2};
 
 /// What a good engine says.
 const FINE: &str = "{\"ok\":true}";
@@ -17,6 +18,10 @@ const UNAVAILABLE: &str = "\"upstream_unavailable\"";
 const TIMEOUT: &str = "\"upstream_timeout\"";
 /// Short limits, and an end that is far.
 const SHORT: &str = "[pool.p.timeouts]\nfirst_byte = \"300ms\"\nidle = \"300ms\"";
+/// A route by pool that lets everybody in.
+const RAW: &str = "[[route]]\nname = \"raw\"\npath = \"/raw/*\"\npool = \"p\"\nauth = \"none\"\n\
+                   [[route]]\nname = \"v1\"\npath = \"/v1/*\"\nby = \"model\"\n";
+
 /// What a request meets at its end.
 struct Fate {
     /// The status, what is in the body, and whether it ended as an answer ends.
@@ -37,6 +42,12 @@ trait Counted {
 impl Counted for Engine {
     fn requests(&self) -> usize {
         Engine::requests(self)
+    }
+}
+
+impl Counted for http2::Engine {
+    fn requests(&self) -> usize {
+        http2::Engine::requests(self)
     }
 }
 
@@ -383,6 +394,127 @@ async fn an_early_answer_to_a_body_that_is_not_read_is_the_clients() {
             let forebay = in_front_of(&[&first, &second]).start().await;
             let fate = fate((code, "{\"engine\":", true), &[1, 0], "complete", outcome);
             fate.of("early", version, &forebay, &[&first, &second], &large()).await;
+        }
+    }
+}
+
+// === HTTP/2 engines ===
+
+#[tokio::test]
+async fn engines_over_http2_have_the_same_fate() {
+    type Reply = http2::Reply;
+    let refused = || moves_on("s0 refused 1, s1 answered 1");
+    let reset = || moves_on("s0 reset 1, s1 answered 1");
+    let passes = |status, says, outcomes| fate((status, says, true), &[1, 0], "complete", outcomes);
+    let late = || fate((504, TIMEOUT, true), &[1, 0], "error", "s0 timed_out 1");
+    let breaks = |says| fate((200, says, false), &[1, 0], "upstream_truncated", "s0 truncated 1");
+    let events = || Reply::events().data("data: {\"n\":1}\n\n");
+    let drip = || (0..40).fold(Reply::events(), |reply, _| reply.data("data: 1\n\n").pause(Duration::from_millis(50)));
+    let half = || Reply::head(200, "application/json").measured(99).data("{\"half\":");
+    let total = "[pool.p.timeouts]\ntotal = \"400ms\"";
+    for (name, reply, tables, fate) in [
+        ("503", Reply::json(503, "{}"), SHORT, refused()),
+        ("429", Reply::json(429, "{}"), SHORT, refused()),
+        ("502", Reply::json(502, "{}"), SHORT, refused()),
+        ("503 that stalls", Reply::head(503, "text/plain").stall(), SHORT, refused()),
+        ("reset", Reply::silence().reset(Reason::INTERNAL_ERROR), SHORT, reset()),
+        ("reset without an error", Reply::silence().reset(Reason::NO_ERROR), SHORT, reset()),
+        ("its connection ends", Reply::silence().breaks(), SHORT, reset()),
+        ("500", Reply::json(500, "its own"), SHORT, passes(500, "its own", "s0 server_error 1")),
+        ("504", Reply::json(504, "its own"), SHORT, passes(504, "its own", "s0 server_error 1")),
+        ("400", Reply::json(400, "its own"), SHORT, passes(400, "its own", "s0 answered 1")),
+        ("silence", Reply::silence().stall(), SHORT, late()),
+        ("silence in all", Reply::silence().stall(), total, late()),
+        ("silence in a length", half().stall(), SHORT, breaks("{\"half\":")),
+        ("silence between events", events().stall(), SHORT, breaks(TIMEOUT)),
+        ("events for too long", drip().end(), total, breaks(TIMEOUT)),
+        ("a short length", half().end(), SHORT, breaks("")),
+        ("a stream that is reset", events().reset(Reason::INTERNAL_ERROR), SHORT, breaks(UNAVAILABLE)),
+        ("a stream whose connection ends", events().breaks(), SHORT, breaks(UNAVAILABLE)),
+        ("a stream without its last event", events().end(), SHORT, breaks(UNAVAILABLE)),
+    ] {
+        for version in VERSIONS {
+            let (first, second) = (http2::Engine::always(reply.clone()).await, http2::Engine::fine().await);
+            let forebay = at(&[first.address, second.address]).pool("protocol = \"http2\"").and(tables).start().await;
+            fate.of(name, version, &forebay, &[&first, &second], &prompt()).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_megabyte_arrives_whole_at_the_next_engine_over_http2() {
+    type Reply = http2::Reply;
+    let refused = || moves_on("s0 refused 1, s1 answered 1");
+    let reset = || moves_on("s0 reset 1, s1 answered 1");
+    for (name, reply, fate) in [
+        ("503", Reply::json(503, "{}"), refused()),
+        ("502", Reply::json(502, "{}"), refused()),
+        ("reset", Reply::silence().reset(Reason::INTERNAL_ERROR), reset()),
+        ("its connection ends", Reply::silence().breaks(), reset()),
+    ] {
+        for version in VERSIONS {
+            for reads in ["first", "meanwhile", "never"] {
+                let reply = reply.clone();
+                let first = match reads {
+                    "first" => http2::Engine::always(reply).await,
+                    "meanwhile" => http2::Engine::hasty(move |_| reply.clone()).await,
+                    _ => http2::Engine::unreading(reply).await,
+                };
+                let second = http2::Engine::fine().await;
+                let forebay = at(&[first.address, second.address]).pool("protocol = \"http2\"").start().await;
+                fate.of(&format!("{name}, read {reads}"), version, &forebay, &[&first, &second], &large()).await;
+                assert_eq!(second.asked(0).await.body(), large_body(), "{name} {version:?}");
+            }
+        }
+    }
+}
+
+// === never twice ===
+
+#[tokio::test]
+async fn a_request_on_a_route_by_pool_reaches_one_engine_once() {
+    let passes = |status, says, outcomes| fate((status, says, true), &[1, 0], "complete", outcomes);
+    let failed = || fate((502, UNAVAILABLE, true), &[1, 0], "error", "s0 reset 1");
+    let tables = format!("{RAW}{SHORT}");
+    let body = "x".repeat(200_000);
+    for request in [get("/raw/x"), post("/raw/x").body(body.clone()), post("/raw/x").body(body).pieces(10_000)] {
+        for (name, reply, fate) in [
+            ("503", status(503, ""), passes(503, "{\"engine\":503}", "s0 server_error 1")),
+            ("502", status(502, ""), passes(502, "{\"engine\":502}", "s0 server_error 1")),
+            ("429", status(429, ""), passes(429, "{\"engine\":429}", "s0 answered 1")),
+            ("closed", Reply::raw("").close(), failed()),
+            ("reset", Reply::raw("").reset(), failed()),
+            ("silence", Reply::silence(), fate((504, TIMEOUT, true), &[1, 0], "error", "s0 timed_out 1")),
+        ] {
+            second_is_fine(name, &reply, &tables, &request, &fate).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_whose_client_has_gone_is_nobody_elses() {
+    const WAYS: [(Version, Leaving); 3] =
+        [(Version::H1, Leaving::Connection), (Version::H2, Leaving::Stream), (Version::H2, Leaving::Connection)];
+    for (version, leaving) in WAYS {
+        for (first, stuck, outcomes) in [
+            (Reply::silence(), 0, "s0 cancelled 1"),
+            (Reply::raw("HTTP/1.1 200 OK\r\ncontent-ty").stall(), 0, "s0 cancelled 1"),
+            (status(503, ""), 1, "s0 refused 1, s1 cancelled 1"),
+            (Reply::raw("").close(), 1, "s0 reset 1, s1 cancelled 1"),
+        ] {
+            let engines = [Engine::always(first).await, Engine::always(Reply::silence()).await, Engine::fine().await];
+            let forebay = in_front_of(&engines.each_ref()).start().await;
+            let mut client = Client::connect(&forebay, version).await;
+            let pending = client.send(&large()).await;
+            let asked = engines[stuck].asked(0).await;
+            pending.leave(leaving);
+            asked.gone().await;
+            let record = forebay.record().await;
+            assert_eq!((&record["end"], &record["status"]), (&"client_gone".into(), &499.into()), "{record}");
+            assert_eq!(forebay.outcomes(), outcomes, "{version:?} {leaving:?}");
+            let requests: Vec<usize> = engines.iter().map(Engine::requests).collect();
+            assert_eq!(requests, [1, stuck, 0], "{version:?} {leaving:?}");
+            forebay.idle().await;
         }
     }
 }

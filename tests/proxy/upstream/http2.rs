@@ -84,6 +84,7 @@ enum Step {
     Head(Response<()>),
     Data(Bytes),
     Wait(Gate),
+    Pause(Duration),
     End,
     Trailers(HeaderMap),
     Reset(Reason),
@@ -278,6 +279,11 @@ impl Reply {
         self.then(Step::Wait(gate.clone()))
     }
 
+    /// Then nothing for so long: where the passing of time is what is tested.
+    pub(crate) fn pause(self, long: Duration) -> Self {
+        self.then(Step::Pause(long))
+    }
+
     pub(crate) fn end(self) -> Self {
         self.then(Step::End)
     }
@@ -403,6 +409,10 @@ async fn play(asked: Arc<Asked>, mut respond: SendResponse<Bytes>, steps: Vec<St
             Step::Wait(gate) => tokio::select! {
                 gone = ended(&mut respond, out.as_mut()) => Err(gone),
                 () = gate.pass() => Ok(()),
+            },
+            Step::Pause(long) => tokio::select! {
+                gone = ended(&mut respond, out.as_mut()) => Err(gone),
+                () = tokio::time::sleep(long) => Ok(()),
             },
             Step::End => out.as_mut().unwrap().send_data(Bytes::new(), true).map_err(gone),
             Step::Trailers(fields) => out.as_mut().unwrap().send_trailers(fields).map_err(gone),
