@@ -169,7 +169,7 @@ The request would be let through: to pool gpus.
            gpu1 at 127.0.0.1:{port}, weight 2
   engine   is asked POST //v1/chat/completions?x=1
   body     at most 32MiB
-  timeouts connect 1s, first_byte 5m
+  timeouts connect 1s, first_byte 5m, idle 2m, total none
   attempts 3 at most
 """
 
