@@ -76,11 +76,16 @@ impl Pool {
         self.choose(&mut chooser, tried, asker, now)
     }
 
-    /// The same for a retry: none where the budget is spent.
+    /// The same for a retry: none where the budget is spent. Where no server is left, nothing is spent.
     #[must_use]
     pub fn pick_another(&self, tried: &[usize], asker: Asker, now: Instant) -> Option<Lease> {
         let mut chooser = self.chooser.lock();
-        if chooser.budget.retry(now) { self.choose(&mut chooser, tried, asker, now) } else { None }
+        if !chooser.budget.allows(now) {
+            return None;
+        }
+        let lease = self.choose(&mut chooser, tried, asker, now)?;
+        chooser.budget.retry(now);
+        Some(lease)
     }
 
     fn choose(&self, chooser: &mut Chooser, tried: &[usize], asker: Asker, now: Instant) -> Option<Lease> {
@@ -226,6 +231,15 @@ mod tests {
         assert_eq!(picked(&pool, pool.pick(&[0], Asker::default(), Instant::now())), "b");
         observe(&pool.servers[0], Probed::Failed("down".into()));
         assert_eq!(picked(&pool, pool.pick(&[], Asker::default(), Instant::now())), "b");
+    }
+
+    #[test]
+    fn a_budget_is_spent_on_servers_alone() {
+        let pool = pool(&[("a", 1, false), ("b", 1, false)]);
+        let now = Instant::now();
+        assert!((0..100).all(|_| pool.pick_another(&[0, 1], Asker::default(), now).is_none()));
+        let retries = (0..100).filter(|_| pool.pick_another(&[0], Asker::default(), now).is_some());
+        assert_eq!(retries.count(), 30);
     }
 
     #[test]

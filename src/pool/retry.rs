@@ -114,19 +114,20 @@ impl Budget {
         self.second(now).requests += 1;
     }
 
-    /// Whether a retry may be made; then it is counted.
+    /// A retry is made.
+    pub fn retry(&mut self, now: Instant) {
+        self.second(now).retries += 1;
+    }
+
+    /// Whether a retry may be made.
     #[must_use]
-    pub fn retry(&mut self, now: Instant) -> bool {
+    pub fn allows(&mut self, now: Instant) -> bool {
         let number = self.second(now).number;
         let counted = self.seconds.iter().filter(|second| second.number + WINDOW > number);
         let (requests, retries) = counted.fold((0, 0), |(requests, retries), second| {
             (requests + u64::from(second.requests), retries + u64::from(second.retries))
         });
-        let allowed = retries < requests * u64::from(self.share) / 10_000 + FLOOR;
-        if allowed {
-            self.second(now).retries += 1;
-        }
-        allowed
+        retries < requests * u64::from(self.share) / 10_000 + FLOOR
     }
 
     fn second(&mut self, now: Instant) -> &mut Second {
@@ -146,6 +147,15 @@ mod tests {
     use std::time::Duration;
 
     const OVER: Duration = Duration::from_secs(WINDOW);
+
+    /// A retry, if it is allowed.
+    fn retried(budget: &mut Budget, now: Instant) -> bool {
+        let allowed = budget.allows(now);
+        if allowed {
+            budget.retry(now);
+        }
+        allowed
+    }
 
     #[test]
     fn where_a_request_goes_follows_from_how_it_failed() {
@@ -181,7 +191,7 @@ mod tests {
     fn a_budget_is_a_share_of_the_requests_of_the_last_ten_seconds() {
         let began = Instant::now();
         let at = |second: u64| began + Duration::from_secs(second);
-        let allowed = |budget: &mut Budget, now| (0..1_000).take_while(|_| budget.retry(now)).count();
+        let allowed = |budget: &mut Budget, now| (0..1_000).take_while(|_| retried(budget, now)).count();
         let mut budget = Budget::new(2_000, began);
         assert_eq!(allowed(&mut budget, at(0)), 30);
         (0..100).for_each(|_| budget.request(at(5)));
@@ -227,7 +237,7 @@ mod tests {
             let (mut now, mut past) = (began, Vec::new());
             for (millis, retry) in events {
                 now += Duration::from_millis(millis);
-                let counted = if retry { budget.retry(now) } else { budget.request(now); true };
+                let counted = if retry { retried(&mut budget, now) } else { budget.request(now); true };
                 past.push((now, retry, counted));
                 let of = |wanted: bool| {
                     let recent = past.iter().filter(|(at, _, _)| now - *at < OVER - Duration::from_secs(1));
