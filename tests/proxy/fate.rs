@@ -3,9 +3,12 @@
 //!
 //! The first engine in the file has the first turn, so each case has a forebay of its own.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use h2::Reason;
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::client::{Client, Leaving, Request, VERSIONS, Version, Whole, get, post, prompt};
@@ -92,11 +95,12 @@ impl Fate {
 
 /// A first engine that answers so, a good second one, and what becomes of this request.
 async fn second_is_fine(name: &str, reply: &Reply, tables: &str, request: &Request, fate: &Fate) {
-    for version in VERSIONS {
+    let each = VERSIONS.map(async |version| {
         let (first, second) = (Engine::always(reply.clone()).await, Engine::fine().await);
         let forebay = in_front_of(&[&first, &second]).and(tables).start().await;
         fate.of(name, version, &forebay, &[&first, &second], request).await;
-    }
+    });
+    join_all(each).await;
 }
 
 fn status(status: u16, more: &str) -> Reply {
@@ -252,6 +256,8 @@ async fn in_turn(name: &str, replies: &[Reply], tables: &str, fate: &Fate) {
 async fn engines_are_asked_one_after_the_other_and_none_twice() {
     let [busy, bad, limited] = [503, 502, 429].map(|code| status(code, ""));
     let (fails, closed, fine) = (status(500, ""), Reply::raw("").close(), Reply::json(200, FINE));
+    let late = Reply::raw("").pause(Duration::from_millis(200)).bytes("HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n");
+    let total = "[pool.p.timeouts]\ntotal = \"600ms\"";
     let one = "[pool.p.retry]\nattempts = 1";
     let two = "[pool.p.retry]\nattempts = 2";
     let serves = |outcomes| fate((200, FINE, true), &[1, 1, 1], "complete", outcomes);
@@ -282,6 +288,9 @@ async fn engines_are_asked_one_after_the_other_and_none_twice() {
             passes(500, "{\"engine\":500}", &[1, 1, 0], "s0 refused 1, s1 server_error 1")
         }),
         ("503, then silence", vec![&busy, &Reply::silence(), &fine], SHORT, {
+            fate((504, TIMEOUT, true), &[1, 1, 0], "error", "s0 refused 1, s1 timed_out 1")
+        }),
+        ("503 late, then silence, too long in all", vec![&late, &Reply::silence(), &fine], total, {
             fate((504, TIMEOUT, true), &[1, 1, 0], "error", "s0 refused 1, s1 timed_out 1")
         }),
         ("503, then a stream that breaks", vec![&busy, &events().close(), &fine], "", {
@@ -515,6 +524,157 @@ async fn a_request_whose_client_has_gone_is_nobody_elses() {
             let requests: Vec<usize> = engines.iter().map(Engine::requests).collect();
             assert_eq!(requests, [1, stuck, 0], "{version:?} {leaving:?}");
             forebay.idle().await;
+        }
+    }
+}
+
+// === kept connections ===
+
+#[tokio::test]
+async fn that_kept_connections_end_is_no_clients_affair() {
+    let ok = || Reply::json(200, FINE);
+    for version in VERSIONS {
+        for (name, reply) in [("under the next", ok().dies_under_the_next()), ("at once", ok().close())] {
+            for (request, count) in [(prompt(), 200), (large(), 20)] {
+                let engines = [Engine::always(reply.clone()).await, Engine::always(reply.clone()).await];
+                let forebay = in_front_of(&engines.each_ref()).start().await;
+                let mut client = Client::connect(&forebay, version).await;
+                for n in 0..count {
+                    let answer = client.ask(&request).await;
+                    assert_eq!((answer.status, answer.text()), (200, FINE), "{name} {version:?} {n}");
+                }
+                for record in forebay.records(count).await {
+                    assert_eq!((&record["attempts"], &record["end"]), (&1.into(), &"complete".into()), "{record}");
+                }
+                let half = count / 2;
+                assert_eq!(forebay.outcomes(), format!("s0 answered {half}, s1 answered {half}"), "{name} {version:?}");
+                assert_eq!((forebay.server(0).errors(), forebay.server(1).errors()), (0, 0));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_fresh_connection_brings_after_a_kept_one_died_decides() {
+    for (name, then, outcomes) in [
+        ("503", status(503, ""), "s0 answered 1, s0 refused 1, s1 answered 1"),
+        ("closed", Reply::raw("").close(), "s0 answered 1, s0 reset 1, s1 answered 1"),
+        ("reset", Reply::raw("").reset(), "s0 answered 1, s0 reset 1, s1 answered 1"),
+    ] {
+        for version in VERSIONS {
+            let first = Mutex::new(Some(Reply::json(200, FINE).dies_under_the_next()));
+            let then = then.clone();
+            let first = Engine::new(move |_| first.lock().take().unwrap_or_else(|| then.clone())).await;
+            let second = Engine::fine().await;
+            let backup = ["weight = 1", "backup = true"];
+            let forebay = in_front_of(&[&first, &second]).each(&backup).start().await;
+            assert_eq!(Client::connect(&forebay, version).await.ask(&large()).await.status, 200);
+            forebay.idle().await;
+            assert_eq!(forebay.record().await["attempts"], 1);
+            let answer = Client::connect(&forebay, version).await.ask(&large()).await;
+            assert_eq!((answer.status, answer.text()), (200, FINE), "{name} {version:?}");
+            assert_eq!(forebay.record().await["attempts"], 2, "{name} {version:?}");
+            assert_eq!(forebay.outcomes(), outcomes, "{name} {version:?}");
+            assert_eq!((first.requests(), second.asked(0).await.body()), (2, large_body().into()), "{name}");
+        }
+    }
+}
+
+// === the budget ===
+
+#[tokio::test]
+async fn all_retries_of_a_pool_stay_within_its_budget() {
+    const PROMPTS: usize = 300;
+    const FLOOR: usize = 30;
+    for (tables, share) in
+        [("", 20), ("[pool.p.retry]\nbudget = \"0%\"", 0), ("[pool.p.retry]\nbudget = \"100%\"", 100)]
+    {
+        let engines = [Engine::always(status(503, "")).await, Engine::always(status(503, "")).await];
+        let forebay = in_front_of(&engines.each_ref()).and(tables).start().await;
+        let began = Instant::now();
+        let mut client = Client::connect(&forebay, Version::H1).await;
+        for n in 0..PROMPTS {
+            let answer = client.ask(&prompt()).await;
+            assert_eq!((answer.status, answer.text()), (503, "{\"engine\":503}"), "{n}");
+        }
+        let windows = 1 + usize::try_from(began.elapsed().as_secs() / 10).unwrap();
+        let retries = engines.iter().map(Engine::requests).sum::<usize>() - PROMPTS;
+        let (least, most) = (PROMPTS * share / 100 + FLOOR, PROMPTS * share / 100 + FLOOR * windows);
+        assert!((least.min(PROMPTS)..=most).contains(&retries), "{share} %: {retries} retries");
+        let attempts: u64 =
+            forebay.records(PROMPTS).await.iter().map(|record| record["attempts"].as_u64().unwrap()).sum();
+        assert_eq!(usize::try_from(attempts).unwrap(), PROMPTS + retries);
+    }
+}
+
+// === whose fault slowness is ===
+
+#[tokio::test]
+async fn an_answer_whose_pieces_come_in_time_may_last() {
+    const PIECES: usize = 15;
+    const STEP: Duration = Duration::from_millis(100);
+    let events = (0..PIECES).fold(Reply::events(), |reply, _| reply.chunk("data: 1\n\n").pause(STEP));
+    let json = (0..PIECES).fold(json("content-length: 30"), |reply, _| reply.bytes("ab").pause(STEP));
+    let limits = "[pool.p.timeouts]\nfirst_byte = \"700ms\"\nidle = \"700ms\"\ntotal = \"10s\"";
+    for (name, reply, says) in [
+        ("events", events.chunk("data: [DONE]\n\n").last(), "data: 1\n\ndata: [DONE]\n\n"),
+        ("a length", json, "ababababab"),
+    ] {
+        let fate = Fate { sees: (200, says, true), asked: &[1, 0], end: "complete", outcomes: "s0 answered 1" };
+        second_is_fine(name, &reply, limits, &prompt(), &fate).await;
+    }
+}
+
+/// An answer that no chain of buffers holds.
+const MUCH: usize = 16 << 20;
+
+/// An engine of this protocol that says that much, as fast as it can, and the lines that let forebay speak with it.
+async fn talkative(protocol: &str) -> (SocketAddr, Box<dyn Counted>, String) {
+    let much = format!("data: {}\n\n", "x".repeat(MUCH));
+    let lines = format!("protocol = \"{protocol}\"");
+    if protocol == "http2" {
+        let reply = http2::Reply::events().data(much).data("data: [DONE]\n\n").end();
+        let engine = http2::Engine::always(reply).await;
+        (engine.address, Box::new(engine), lines)
+    } else {
+        let engine = Engine::always(Reply::events().chunk(&much).chunk("data: [DONE]\n\n").last()).await;
+        (engine.address, Box::new(engine), lines)
+    }
+}
+
+#[tokio::test]
+async fn that_a_client_reads_slowly_is_not_the_engines_fault() {
+    for protocol in ["http1", "http2"] {
+        for version in VERSIONS {
+            let (address, _engine, lines) = talkative(protocol).await;
+            let forebay = at(&[address]).pool(&lines).and(SHORT).start().await;
+            let mut client = Client::connect(&forebay, version).await;
+            let answer = client.send(&prompt()).await.answer().await;
+            tokio::time::sleep(Duration::from_secs(1)).await; // the passing of time is what is tested
+            assert_eq!(forebay.server(0).in_flight(), 1, "{version:?}, {protocol}: it is not held by buffers");
+            let whole = answer.whole().await;
+            assert!(whole.complete && whole.body.len() > MUCH, "{version:?}, {protocol}: {}", whole.body.len());
+            assert_eq!(forebay.record().await["end"], "complete");
+            assert_eq!((&*forebay.outcomes(), forebay.server(0).errors()), ("s0 answered 1", 0));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_lasts_too_long_in_all_ends_though_its_client_reads_nothing() {
+    for protocol in ["http1", "http2"] {
+        for version in VERSIONS {
+            let (address, engine, lines) = talkative(protocol).await;
+            let forebay = at(&[address]).pool(&lines).and("[pool.p.timeouts]\ntotal = \"500ms\"").start().await;
+            let mut client = Client::connect(&forebay, version).await;
+            let answer = client.send(&prompt()).await.answer().await;
+            let record = forebay.record().await;
+            assert_eq!((&record["end"], &record["attempts"]), (&"upstream_truncated".into(), &1.into()), "{record}");
+            assert_eq!((&record["code"], &*forebay.outcomes()), (&"upstream_timeout".into(), "s0 truncated 1"));
+            forebay.idle().await;
+            let whole = answer.whole().await;
+            assert!(!whole.complete && !whole.text().contains("[DONE]"), "{version:?}, {protocol}");
+            assert_eq!(engine.requests(), 1);
         }
     }
 }
