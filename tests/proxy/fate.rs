@@ -535,9 +535,9 @@ async fn that_kept_connections_end_is_no_clients_affair() {
     let ok = || Reply::json(200, FINE);
     for version in VERSIONS {
         for (name, reply) in [("under the next", ok().dies_under_the_next()), ("at once", ok().close())] {
-            for (request, count) in [(prompt(), 200), (large(), 20)] {
+            for (request, count) in [(prompt(), 200), (get("/raw/x"), 200), (large(), 20)] {
                 let engines = [Engine::always(reply.clone()).await, Engine::always(reply.clone()).await];
-                let forebay = in_front_of(&engines.each_ref()).start().await;
+                let forebay = in_front_of(&engines.each_ref()).and(RAW).start().await;
                 let mut client = Client::connect(&forebay, version).await;
                 for n in 0..count {
                     let answer = client.ask(&request).await;
