@@ -220,10 +220,15 @@ impl Server {
         self.health.lock().resolved = Some(address);
     }
 
-    /// A probe is over. What changed by it, if anything did.
+    /// A probe is over. What changed by it, if anything did. A server that was down and is up again begins anew, whatever its
+    /// traffic told before.
     pub fn observe(&self, probed: Probed, rules: Rules, now: SystemTime) -> Option<Change> {
         let mut health = self.health.lock();
         let change = health.observe(probed, rules, now);
+        if change.as_ref().is_some_and(|change| (change.from, change.to) == (State::Down, State::Up)) {
+            self.ejection.lock().record = Record::default();
+            self.clean.store(true, Relaxed);
+        }
         self.up.store(health.state == State::Up, Relaxed);
         change
     }

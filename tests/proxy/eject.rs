@@ -186,3 +186,26 @@ async fn a_trial_whose_client_leaves_is_made_again() {
         assert_eq!(state(&forebay, 0), State::Up, "{version:?}");
     }
 }
+
+#[tokio::test]
+async fn a_server_that_was_down_and_is_up_again_begins_anew() {
+    let (dead, fine) = (Engine::fine().await, Engine::fine().await);
+    let forebay = in_front_of(&[&dead, &fine])
+        .health("interval = \"100ms\"\nrise = 1\nfall = 1")
+        .and("[pool.p.eject]\nfailures = 1\nduration = \"1h\"")
+        .start()
+        .await;
+    let mut client = Client::connect(&forebay, Version::H1).await;
+    dead.kill().await;
+    for _ in 0..2 {
+        assert_eq!(client.ask(&prompt()).await.status, 200);
+    }
+    until(&forebay, 0, State::Down).await;
+    dead.revive().await;
+    until(&forebay, 0, State::Up).await;
+    let before = dead.requests();
+    for _ in 0..4 {
+        assert_eq!(client.ask(&prompt()).await.status, 200);
+    }
+    assert_eq!(dead.requests() - before, 2);
+}

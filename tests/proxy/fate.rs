@@ -586,11 +586,12 @@ async fn what_a_fresh_connection_brings_after_a_kept_one_died_decides() {
 async fn all_retries_of_a_pool_stay_within_its_budget() {
     const PROMPTS: usize = 300;
     const FLOOR: usize = 30;
+    const NOT_EJECTED: &str = "[pool.p.eject]\nfailures = 1000000";
     for (tables, share) in
         [("", 20), ("[pool.p.retry]\nbudget = \"0%\"", 0), ("[pool.p.retry]\nbudget = \"100%\"", 100)]
     {
         let engines = [Engine::always(status(503, "")).await, Engine::always(status(503, "")).await];
-        let forebay = in_front_of(&engines.each_ref()).and(tables).start().await;
+        let forebay = in_front_of(&engines.each_ref()).and(tables).and(NOT_EJECTED).start().await;
         let began = Instant::now();
         let mut client = Client::connect(&forebay, Version::H1).await;
         for n in 0..PROMPTS {
