@@ -1,4 +1,7 @@
 //! The time that an engine has for one request: until its answer begins, between two pieces of it, and in all.
+//!
+//! To bring a timer forward wakes the runtime, for each request anew. So it is set for the shortest limit from the start, and only
+//! ever pushed on.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -65,7 +68,11 @@ impl Clock {
     }
 
     fn until(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        let shortest = self.limits.first_byte.into_iter().chain(self.limits.idle).min();
+        let sleep = self.sleep.get_or_insert_with(|| {
+            let soonest = shortest.map_or(at, |limit| at.min(Instant::now() + limit));
+            Box::pin(tokio::time::sleep_until(soonest))
+        });
         loop {
             if sleep.deadline() > at {
                 sleep.as_mut().reset(at);
