@@ -118,7 +118,7 @@ pub struct Log {
     /// How lines are written, those of the access log too.
     pub format: Format,
     /// Where the access log goes.
-    pub access: Spanned<AccessLog>,
+    pub access: Spanned<Destination>,
 }
 
 /// How urgent a log line must be to be said.
@@ -137,10 +137,6 @@ pub enum Level {
     /// Everything.
     Trace,
 }
-
-/// Where the access log goes, written as `"stderr"`, `"off"` or the path of a file.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct AccessLog(pub Destination);
 
 /// `[pool.NAME]`: interchangeable engines.
 #[derive(Debug, Deserialize)]
@@ -417,16 +413,17 @@ impl Default for Admin {
 
 impl Default for Log {
     fn default() -> Self {
-        Log { level: Level::default(), format: Format::default(), access: unwritten(AccessLog::default()) }
+        Log { level: Level::default(), format: Format::default(), access: unwritten(Destination::default()) }
     }
 }
 
-impl<'de> Deserialize<'de> for AccessLog {
+/// Written as `"stderr"`, `"off"` or the path of a file.
+impl<'de> Deserialize<'de> for Destination {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         units::text(deserializer, "\"stderr\", \"off\" or a path", |text| match text {
-            "stderr" => Ok(AccessLog(Destination::Stderr)),
-            "off" => Ok(AccessLog(Destination::Off)),
-            path if path.starts_with('/') => Ok(AccessLog(Destination::File(PathBuf::from(path)))),
+            "stderr" => Ok(Destination::Stderr),
+            "off" => Ok(Destination::Off),
+            path if path.starts_with('/') => Ok(Destination::File(PathBuf::from(path))),
             other => Err(format!("{other:?} is not possible here; write \"stderr\", \"off\" or an absolute path")),
         })
     }

@@ -202,13 +202,9 @@ impl ProxyHttp for Proxy {
             return Ok(());
         }
         let pool = x.admitted.pool.as_ref();
-        let failure = match h.status {
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Some(Failure::Busy),
-            StatusCode::BAD_GATEWAY => Some(Failure::Lost),
-            _ => None,
-        };
+        let failure = Failure::of_status(h.status.as_u16());
         // The next server is leased by then, so that this answer is the client's where there is none.
-        x.way.later = failure.filter(|failure| *failure == Failure::Busy).and_then(|_| headers::retry_after(h));
+        x.way.later = if failure == Some(Failure::Busy) { headers::retry_after(h) } else { None };
         if failure.zip(pool).is_some_and(|(failure, pool)| x.way.fails(failure, Outcome::Refused, pool)) {
             self.tell(x);
             return Err(Error::new_up(ending::REFUSED));

@@ -90,7 +90,7 @@ impl Compiler<'_> {
             Level::Debug => LevelFilter::Debug,
             Level::Trace => LevelFilter::Trace,
         };
-        let access = log.access.get_ref().0.clone();
+        let access = log.access.get_ref().clone();
         if let Destination::File(path) = &access {
             let span = log.access.span();
             if let Some(folder) = path.parent().filter(|folder| !folder.is_dir()) {

@@ -84,18 +84,19 @@ impl Meters {
 // === impl ByCode ===
 
 impl ByCode {
-    /// The counter of a status; `make` finds it the first time.
-    pub(super) fn of(&self, status: u16, make: impl FnOnce() -> IntCounter) -> IntCounter {
-        let known =
-            |known: &[(u16, IntCounter)]| known.iter().find(|(code, _)| *code == status).map(|(_, c)| c.clone());
-        if let Some(counter) = known(&self.0.read()) {
-            return counter;
+    /// Counts one of this status; `make` finds its counter the first time.
+    pub(super) fn count(&self, status: u16, make: impl FnOnce() -> IntCounter) {
+        let known = |all: &[(u16, IntCounter)]| all.iter().position(|(code, _)| *code == status);
+        let all = self.0.read();
+        if let Some(place) = known(&all) {
+            return all[place].1.inc();
         }
+        drop(all);
         let mut all = self.0.write();
-        known(&all).unwrap_or_else(|| {
-            let counter = make();
-            all.push((status, counter.clone()));
-            counter
-        })
+        let place = known(&all).unwrap_or(all.len());
+        if place == all.len() {
+            all.push((status, make())); // nobody did meanwhile
+        }
+        all[place].1.inc();
     }
 }

@@ -150,7 +150,7 @@ impl Metrics {
                 let [route, model, pool] = names(whose);
                 self.requests.with_label_values(&[route, model, pool, &*record.status.to_string()])
             };
-            requests.by_code.of(record.status, code).inc();
+            requests.by_code.count(record.status, code);
             requests.duration.observe(record.duration.as_secs_f64());
             requests.overhead.observe(record.overhead.as_secs_f64());
             if let (Some(histogram), Some(first_byte)) = (&requests.first_byte, record.first_byte) {

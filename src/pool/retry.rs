@@ -21,6 +21,20 @@ pub enum Failure {
     Other,
 }
 
+// === impl Failure ===
+
+impl Failure {
+    /// What an engine's answer with this status is, where another server is worth asking.
+    #[must_use]
+    pub fn of_status(status: u16) -> Option<Self> {
+        match status {
+            429 | 503 => Some(Self::Busy),
+            502 => Some(Self::Lost),
+            _ => None,
+        }
+    }
+}
+
 /// How often a request can be sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Repeat {

@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use parking_lot::Mutex;
 
-use super::eject::{self, Change as Turn, Record, Standing, Told};
+use super::eject::{self, Record, Standing, Told};
 use super::settings::{Address, Endpoint};
 
 /// One engine. It outlives reloads, and so do its counts.
@@ -190,7 +190,14 @@ impl Server {
     }
 
     /// An attempt there is over; see [`Record::hear`].
-    pub(super) fn hear(&self, told: Told, trial: bool, room: bool, rules: eject::Rules, why: &str) -> Option<Turn> {
+    pub(super) fn hear(
+        &self,
+        told: Told,
+        trial: bool,
+        room: bool,
+        rules: eject::Rules,
+        why: &str,
+    ) -> Option<eject::Change> {
         let mut ejection = self.ejection.lock();
         let change = ejection.record.hear(told, trial, room, rules, Instant::now());
         self.clean.store(ejection.record.is_clean(), Relaxed);

@@ -68,8 +68,9 @@ impl Clock {
     }
 
     fn until(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let shortest = self.limits.first_byte.into_iter().chain(self.limits.idle).min();
-        let sleep = self.sleep.get_or_insert_with(|| {
+        let Self { limits, sleep, .. } = self;
+        let sleep = sleep.get_or_insert_with(|| {
+            let shortest = limits.first_byte.into_iter().chain(limits.idle).min();
             let soonest = shortest.map_or(at, |limit| at.min(Instant::now() + limit));
             Box::pin(tokio::time::sleep_until(soonest))
         });

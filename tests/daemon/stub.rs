@@ -40,15 +40,8 @@ impl Stub {
     /// Over TCP.
     pub(crate) fn tcp(script: impl Fn(&str, &mut dyn Write) -> io::Result<()> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let stub = Self::at(listener.local_addr().expect("an address").to_string());
-        let (heard, script) = (stub.heard.clone(), Arc::new(script));
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (heard, script) = (heard.clone(), script.clone());
-                thread::spawn(move || serve(&stream, &stream, &heard, &*script));
-            }
-        });
-        stub
+        let address = listener.local_addr().expect("an address").to_string();
+        Self::serving(address, move || Ok(listener.accept()?.0), script)
     }
 
     /// Over a unix socket at this path, whatever is there.
@@ -60,19 +53,27 @@ impl Stub {
             fs::remove_file(path).expect("removed");
         }
         let listener = UnixListener::bind(path).expect("a socket");
-        let stub = Self::at(format!("unix:{path}"));
+        Self::serving(format!("unix:{path}"), move || Ok(listener.accept()?.0), script)
+    }
+
+    fn serving<S: Send + 'static>(
+        address: String,
+        mut accept: impl FnMut() -> io::Result<S> + Send + 'static,
+        script: impl Fn(&str, &mut dyn Write) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self
+    where
+        for<'s> &'s S: Read + Write,
+    {
+        let stub = Self { address, heard: Arc::default() };
         let (heard, script) = (stub.heard.clone(), Arc::new(script));
         thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
+            loop {
+                let Ok(stream) = accept() else { continue };
                 let (heard, script) = (heard.clone(), script.clone());
                 thread::spawn(move || serve(&stream, &stream, &heard, &*script));
             }
         });
         stub
-    }
-
-    fn at(address: String) -> Self {
-        Self { address, heard: Arc::default() }
     }
 
     /// The header sections of all requests so far whose first line begins so.

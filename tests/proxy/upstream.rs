@@ -140,11 +140,7 @@ impl Engine {
 
     /// Refuses connections, and keeps those it has.
     pub(crate) async fn refuse(&self) {
-        let accepting = self.accepting.lock().take();
-        if let Some(accepting) = accepting {
-            accepting.abort();
-            let _ = accepting.await; // its error is the abort
-        }
+        stop(&self.accepting).await;
     }
 
     /// Serves again, at the same address.
@@ -159,13 +155,13 @@ impl Engine {
 
     /// Request number `n`, as soon as its header is there.
     pub(crate) async fn begun(&self, n: usize) -> Arc<Asked> {
-        eventually("a request at the engine", || self.state.asked.lock().get(n).cloned()).await
+        begun(&self.state.asked, n).await
     }
 
     /// Request number `n`, when its body is whole.
     pub(crate) async fn asked(&self, n: usize) -> Arc<Asked> {
         let asked = self.begun(n).await;
-        eventually("a whole request at the engine", || asked.whole.load(SeqCst).then_some(())).await;
+        whole(&asked.whole).await;
         asked
     }
 
@@ -191,6 +187,25 @@ impl Drop for Engine {
             accepting.abort();
         }
     }
+}
+
+/// Ends an accept loop.
+async fn stop(accepting: &Mutex<Option<JoinHandle<()>>>) {
+    let accepting = accepting.lock().take();
+    if let Some(accepting) = accepting {
+        accepting.abort();
+        let _ = accepting.await; // its error is the abort
+    }
+}
+
+/// Request number `n` of these, as soon as its header is there.
+async fn begun<A>(asked: &Mutex<Vec<Arc<A>>>, n: usize) -> Arc<A> {
+    eventually("a request at the engine", || asked.lock().get(n).cloned()).await
+}
+
+/// Waits until a request's body is whole.
+async fn whole(whole: &AtomicBool) {
+    eventually("a whole request at the engine", || whole.load(SeqCst).then_some(())).await;
 }
 
 // === impl Asked ===

@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 
-use super::Gate;
+use super::{Gate, begun, stop, whole};
 use crate::harness::eventually;
 
 /// How long what is queued has to be written before an end that would discard it: the crate does not tell when it was.
@@ -155,11 +155,7 @@ impl Engine {
 
     /// Stops: refuses connections, and drops those it has.
     pub(crate) async fn kill(&self) {
-        let accepting = self.accepting.lock().take();
-        if let Some(accepting) = accepting {
-            accepting.abort();
-            let _ = accepting.await; // its error is the abort
-        }
+        stop(&self.accepting).await;
         self.cut();
     }
 
@@ -180,13 +176,13 @@ impl Engine {
 
     /// Request number `n`, as soon as its header is there.
     pub(crate) async fn begun(&self, n: usize) -> Arc<Asked> {
-        eventually("a request at the engine", || self.state.asked.lock().get(n).cloned()).await
+        begun(&self.state.asked, n).await
     }
 
     /// Request number `n`, when its body is whole.
     pub(crate) async fn asked(&self, n: usize) -> Arc<Asked> {
         let asked = self.begun(n).await;
-        eventually("a whole request at the engine", || asked.whole.load(SeqCst).then_some(())).await;
+        whole(&asked.whole).await;
         asked
     }
 
