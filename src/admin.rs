@@ -89,7 +89,8 @@ impl Admin {
     fn metrics(&self) -> Answer {
         let live = self.current.live();
         let clients = &self.current.clients;
-        match self.observer.metrics.text(clients.connected(), clients.refused(), status::gauged(&live)) {
+        let (servers, queues) = (status::gauged(&live), status::queued(&live));
+        match self.observer.metrics.text(clients.connected(), clients.refused(), servers, queues) {
             Ok(text) => {
                 let kind = "text/plain; version=0.0.4; charset=utf-8";
                 Answer { status: StatusCode::OK, kind, body: text.into(), more: None }

@@ -169,6 +169,12 @@ pub struct Pool {
     /// Headers of clients that engines do not get.
     #[serde(default)]
     pub remove_headers: Vec<Spanned<String>>,
+    /// The most requests that each server has in flight at once; 0 = no limit.
+    #[serde(default)]
+    pub max_in_flight: u32,
+    /// Who may wait while every server is at its limit; left out: nobody.
+    #[serde(default)]
+    pub queue: Option<Spanned<Queue>>,
     /// How the servers are probed.
     #[serde(default)]
     pub health: Health,
@@ -221,6 +227,19 @@ pub struct Server {
     pub name: Option<Spanned<String>>,
     /// Used only when no other server is usable.
     pub backup: bool,
+    /// The most requests that it has in flight at once; 0 = no limit; left out: the pool's.
+    pub max_in_flight: Option<u32>,
+}
+
+/// `[pool.NAME.queue]`: the requests that may wait while every server is at its limit.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, remote = "Self")]
+pub struct Queue {
+    /// How many at once.
+    pub size: NonZeroU32,
+    /// How long each; never zero.
+    #[serde(deserialize_with = "units::positive_duration")]
+    pub timeout: Duration,
 }
 
 /// `[pool.NAME.health]`: how the servers are probed.
@@ -254,6 +273,12 @@ pub struct Eject {
     pub duration: Duration,
     /// The most of the pool that is left alone at once, rounded down; the only server never is.
     pub max: Share,
+    /// A server with streamed requests in flight and not a byte of an answer for so long is left alone; zero = never.
+    #[serde(deserialize_with = "units::duration")]
+    pub stall: Duration,
+    /// So much longer for each 100 kB of prompt that waits there.
+    #[serde(deserialize_with = "units::duration")]
+    pub stall_per_100kb: Duration,
 }
 
 /// `[pool.NAME.timeouts]`: how long the engine may take; zero = no limit.
@@ -291,6 +316,9 @@ pub struct Retry {
     pub attempts: NonZeroU32,
     /// What all retries of the pool may cost: so much of its requests.
     pub budget: Share,
+    /// How long the weight of a server that is back or new takes to climb from a tenth.
+    #[serde(deserialize_with = "units::duration")]
+    pub slow_start: Duration,
 }
 
 /// `[model.NAME]`: who serves a public model name.
@@ -366,7 +394,7 @@ pub struct Key {
     pub disabled: bool,
 }
 
-table::tables!(Config ServerTable Admin Log Pool Health Eject Timeouts Connections Retry Model Route Key);
+table::tables!(Config ServerTable Admin Log Pool Health Eject Timeouts Connections Retry Queue Model Route Key);
 
 fn no_secret() -> Spanned<Secret> {
     unwritten(Secret::default())
@@ -444,7 +472,13 @@ impl Default for Health {
 
 impl Default for Eject {
     fn default() -> Self {
-        Eject { failures: count(5), duration: Duration::from_secs(10), max: Share(5_000) }
+        Eject {
+            failures: count(5),
+            duration: Duration::from_secs(10),
+            max: Share(5_000),
+            stall: Duration::from_secs(60),
+            stall_per_100kb: Duration::from_secs(5),
+        }
     }
 }
 
@@ -467,7 +501,13 @@ impl Default for Connections {
 
 impl Default for Retry {
     fn default() -> Self {
-        Retry { attempts: count(3), budget: Share(2_000) }
+        Retry { attempts: count(3), budget: Share(2_000), slow_start: Duration::from_secs(30) }
+    }
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Queue { size: count(100), timeout: Duration::from_secs(5) }
     }
 }
 

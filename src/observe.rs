@@ -16,7 +16,9 @@ pub use meters::Meters;
 pub use metrics::{Gauged, Metrics};
 
 use crate::access::key::Refused;
-use crate::pool::way::Outcome;
+use crate::pool::Pool;
+use crate::pool::eject::Change;
+use crate::pool::way::{Outcome, Turn};
 
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -66,6 +68,8 @@ pub struct Record<'x> {
     pub bytes_in: usize,
     /// Bytes of the answer's body.
     pub bytes_out: usize,
+    /// How long it waited in the queue, if it did.
+    pub queued: Option<Duration>,
     /// From its header to the engine's.
     pub first_byte: Option<Duration>,
     /// From its header to its end.
@@ -93,6 +97,8 @@ pub struct Named<'x> {
 pub enum Left {
     /// Its request was not admitted yet: its body was still coming, where that is read whole.
     Request,
+    /// It was in the queue.
+    Queued,
     /// It waited for its answer to begin.
     Waiting,
     /// It had a part of its answer.
@@ -111,11 +117,12 @@ pub struct Observer {
 
 impl Left {
     /// All of them, in their order.
-    const ALL: [Self; 3] = [Self::Request, Self::Waiting, Self::Answer];
+    const ALL: [Self; 4] = [Self::Request, Self::Queued, Self::Waiting, Self::Answer];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Request => "request",
+            Self::Queued => "queued",
             Self::Waiting => "waiting",
             Self::Answer => "answer",
         }
@@ -129,6 +136,19 @@ impl Observer {
     pub fn observe(&self, record: &Record<'_>, meters: &Meters) {
         self.metrics.count(record, meters);
         self.access_log.write(record);
+    }
+
+    /// Something changed for a server of this pool by what its requests met.
+    pub fn turned(&self, pool: &Pool, turn: &Turn) {
+        let (name, server, reason) = (&pool.settings.name, &pool.settings.servers[turn.place].name, turn.reason);
+        match turn.change {
+            Change::Back { asked: false } => log::info!("server {name}/{server} is back: its trial went well"),
+            Change::Back { asked: true } => log::info!("server {name}/{server} is back: it answers again"),
+            Change::Ejected(lasts) => {
+                log::warn!("server {name}/{server} is ejected for {} s: {reason}", lasts.as_secs_f32());
+                self.metrics.count_ejection(name, server, reason);
+            }
+        }
     }
 
     /// A connection to this server of this pool was taken for an attempt; `reused`: one that was there.

@@ -14,6 +14,7 @@ pub mod headers;
 pub mod listing;
 pub mod peer;
 pub mod rejection;
+mod waiting;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -37,7 +38,7 @@ use crate::pool::Pool;
 use crate::pool::eject::Change;
 use crate::pool::retry::Failure;
 use crate::pool::settings::Protocol;
-use crate::pool::way::Outcome;
+use crate::pool::way::{Goes, Outcome};
 use crate::prompt::{Dialect, LastEvent};
 use cork::Cork;
 use ending::End;
@@ -69,14 +70,12 @@ impl Proxy {
 
     /// Says what changed for a server by the attempt that has just ended.
     fn tell(&self, x: &mut Exchange) {
-        let (Some(turn), Some(pool)) = (x.way.turn.take(), &x.admitted.pool) else { return };
-        let (name, server) = (&pool.settings.name, &pool.settings.servers[turn.place].name);
-        match turn.change {
-            Change::Back => log::info!("server {name}/{server} is back: its trial went well"),
-            Change::Ejected(lasts) => {
-                let (lasts, reason) = (lasts.as_secs_f32(), turn.reason);
-                log::warn!("server {name}/{server} is ejected for {lasts} s: {reason}");
-                self.observer.metrics.count_ejection(name, server, reason);
+        if let (Some(turn), Some(pool)) = (x.way.turn.take(), &x.admitted.pool) {
+            self.observer.turned(pool, &turn);
+            if let Change::Ejected(lasts) = turn.change
+                && pool.settings.queue.is_some()
+            {
+                tokio::spawn(serve_after(lasts, pool.clone())); // its trial may be one of those who wait
             }
         }
     }
@@ -135,7 +134,7 @@ impl ProxyHttp for Proxy {
         let header = session.req_header_mut();
         x.answer.dialect = Dialect::of(header.uri.path()); // until a route says more
         let identity = x.identity.insert(Identity::of(&header.headers, peer, &x.live.plan.server.trusted_proxies));
-        x.way.asker.client = identity.client;
+        x.way.caller.asker.client = identity.client;
         headers::check(header, raw.as_deref())?;
         headers::to_origin_form(header)?;
         headers::forget_spelling(header);
@@ -146,11 +145,20 @@ impl ProxyHttp for Proxy {
         self.admit(session, x).await
     }
 
-    async fn upstream_peer(&self, _: &mut Session, x: &mut Exchange) -> Result<Box<HttpPeer>> {
-        let pool = x.admitted.pool.as_ref().ok_or(Rejection::Internal)?;
+    async fn upstream_peer(&self, session: &mut Session, x: &mut Exchange) -> Result<Box<HttpPeer>> {
+        let pool = x.admitted.pool.clone().ok_or(Rejection::Internal)?;
         x.sent.get_or_insert_with(Instant::now);
-        let lease = x.way.go(pool).ok_or_else(|| no_server(pool))?;
-        let endpoint = lease.server.endpoint().ok_or(Rejection::Unavailable)?;
+        match (x.way.go(&pool), &pool.settings.queue) {
+            (Goes::On, _) => {}
+            (Goes::Waits(ticket), Some(queue)) => {
+                let lease = waiting::wait(session, x, queue, ticket).await?;
+                x.way.takes(lease);
+            }
+            (Goes::Full, Some(queue)) => return Err(Rejection::QueueFull(queue.timeout).into()),
+            (Goes::Waits(_) | Goes::Full | Goes::Nowhere, _) => return Err(no_server(&pool).into()),
+        }
+        let lease = x.way.lease().ok_or(Rejection::Internal)?;
+        let endpoint = lease.server().endpoint().ok_or(Rejection::Unavailable)?;
         peer::of(&pool.settings, &endpoint, x.way.fresh)
     }
 
@@ -210,6 +218,7 @@ impl ProxyHttp for Proxy {
             return Err(Error::new_up(ending::REFUSED));
         }
         x.answer.first_byte = Some(Instant::now());
+        x.way.hears();
         if h.status == StatusCode::UNAUTHORIZED && pool.is_some_and(|pool| pool.settings.headers.api_key.is_some()) {
             return Err(Rejection::UpstreamCredentials.into());
         }
@@ -244,6 +253,7 @@ impl ProxyHttp for Proxy {
         _: bool,
         x: &mut Exchange,
     ) -> Result<Option<Duration>> {
+        x.way.hears();
         if let (Some(last_event), Some(bytes)) = (&mut x.answer.last_event, body) {
             last_event.feed(bytes);
             x.shared.unfinished.store(!last_event.was_seen(), Relaxed);
@@ -264,6 +274,7 @@ impl ProxyHttp for Proxy {
         let outcome = outcome(&e, end);
         let again = match &x.admitted.pool {
             Some(_) if *e.etype() == ending::REFUSED => true,
+            Some(pool) if *e.etype() == ending::MOVED => x.way.moves(pool),
             Some(pool) if !begun => {
                 let failure = ending::failure(&mut e, reused, pool.settings.protocol);
                 x.way.fails(failure, outcome, pool)
@@ -324,6 +335,12 @@ impl ProxyHttp for Proxy {
     fn suppress_proxy_warn_log(&self, _: &Session, _: &Exchange, _: &Error, _: ProxyWarnLogContext) -> bool {
         true
     }
+}
+
+/// Lets those who wait have what comes free after a while.
+async fn serve_after(lasts: Duration, pool: Arc<Pool>) {
+    tokio::time::sleep(lasts).await;
+    pool.serve(Instant::now());
 }
 
 /// No server is usable; worth another try when the first comes back.

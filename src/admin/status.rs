@@ -45,9 +45,15 @@ pub fn gauged(live: &Live) -> impl Iterator<Item = Gauged<'_>> {
             pool: &pool.settings.name,
             server: &settings.name,
             in_flight: server.in_flight(),
-            up: server.is_usable(now),
+            up: server.weight(1, pool.settings.retry.slow_start, now) > 0,
         })
     })
+}
+
+/// How many requests wait in the queue of each pool that has one, for the metrics.
+pub fn queued(live: &Live) -> impl Iterator<Item = (&str, usize)> {
+    let with_queue = live.pools().filter(|pool| pool.settings.queue.is_some());
+    with_queue.map(|pool| (&*pool.settings.name, pool.queued()))
 }
 
 fn of_config(plan: &Plan, last: &LastReload) -> Value {
@@ -62,7 +68,10 @@ fn of_config(plan: &Plan, last: &LastReload) -> Value {
 
 fn of_pool(pool: &Pool) -> Value {
     let servers: Vec<Value> = pool.members().map(|(server, settings)| of_server(server, settings)).collect();
-    json!({"servers": servers})
+    let queue = pool.settings.queue.map(|queue| {
+        json!({"waiting": pool.queued(), "size": queue.size, "timeout_ms": u64::try_from(queue.timeout.as_millis()).unwrap_or(u64::MAX)})
+    });
+    json!({"servers": servers, "queue": queue})
 }
 
 fn of_server(server: &Server, settings: &settings::Server) -> Value {
@@ -74,7 +83,8 @@ fn of_server(server: &Server, settings: &settings::Server) -> Value {
         "why": health.why,
         "since": time(health.since),
         "in_flight": server.in_flight(),
-        "weight": settings.weight,
+        "max_in_flight": settings.max_in_flight,
+        "weight": server.ordered_weight().unwrap_or(settings.weight),
         "backup": settings.backup,
         "requests": server.requests(),
         "errors": server.errors(),

@@ -18,7 +18,7 @@ use crate::access::key::Refused;
 use crate::access::route::{Auth, Miss, Target, read};
 use crate::access::{Key, Route};
 use crate::config::plan::Plan;
-use crate::pool::settings::Limits;
+use crate::pool::settings::{Limits, Queue};
 use crate::pool::{PoolId, Settings};
 use crate::prompt::scan::scan;
 use crate::proxy::admission::{asks_health, keeps_prefix, model, no_route, reads};
@@ -244,7 +244,11 @@ impl Steps<'_> {
             let at = if *server.name == *address { address } else { format!("{} at {address}", server.name) };
             let backup = if server.backup { ", a backup" } else { "" };
             let new = if server.weight == 0 { ", which gets nothing new" } else { "" };
-            format!("{at}, weight {}{backup}{new}", server.weight)
+            let limit = match server.max_in_flight {
+                0 => String::new(),
+                most => format!(", at most {most} in flight"),
+            };
+            format!("{at}, weight {}{limit}{backup}{new}", server.weight)
         });
         some(servers).into_iter().for_each(|server| self.line("", server));
         readdress(&mut self.header, route, &pool.path_prefix).map_err(|_| Rejection::Internal)?;
@@ -256,7 +260,14 @@ impl Steps<'_> {
         self.line("timeouts", format!("connect {connect}, first_byte {first_byte}, idle {idle}, total {total}"));
         let streamed =
             if route.target == Target::Model { "" } else { "; one with a body, only until a server is reached" };
-        self.line("attempts", format!("{} at most{streamed}", pool.attempts));
+        self.line("attempts", format!("{} at most{streamed}", pool.retry.attempts));
+        if let Some(queue) = pool.queue {
+            let Queue { size, timeout } = queue;
+            self.line(
+                "queue",
+                format!("{size} may wait while all servers are at their limits, {} each", time(Some(timeout))),
+            );
+        }
         Ok(format!("to pool {}", pool.name))
     }
 }

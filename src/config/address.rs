@@ -34,6 +34,8 @@ struct ServerEntry {
     name: Option<Spanned<String>>,
     #[serde(default)]
     backup: bool,
+    #[serde(default)]
+    max_in_flight: Option<u32>,
 }
 
 /// A server in either of its forms.
@@ -149,10 +151,11 @@ impl<'de> Deserialize<'de> for Server {
         let span = written.span();
         Ok(match written.into_inner() {
             Written::Address(address) => {
-                Server { address: Spanned::new(span, address), weight: one(), name: None, backup: false }
+                let address = Spanned::new(span, address);
+                Server { address, weight: one(), name: None, backup: false, max_in_flight: None }
             }
-            Written::Table(table) => {
-                Server { address: table.address, weight: table.weight, name: table.name, backup: table.backup }
+            Written::Table(ServerEntry { address, weight, name, backup, max_in_flight }) => {
+                Server { address, weight, name, backup, max_in_flight }
             }
         })
     }

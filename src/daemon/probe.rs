@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::os::unix::net::SocketAddr as UnixSocketAddr;
 use std::sync::{Arc, LazyLock};
-use std::time::SystemTime;
+use std::time::Instant;
 
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
@@ -16,11 +16,13 @@ use pingora_load_balancing::Backend;
 use pingora_load_balancing::health_check::{HealthCheck, HttpHealthCheck, TcpHealthCheck};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::resolve::Resolver;
 use crate::live::Live;
-use crate::pool::server::{Probed, State};
+use crate::observe::Observer;
+use crate::pool::health::{Change, Probed, State};
+use crate::pool::server::Order;
 use crate::pool::settings::{Check, Endpoint, Health, Protocol};
 use crate::pool::{Pool, Server, Settings};
 use crate::proxy::ending::in_words;
@@ -28,7 +30,7 @@ use crate::proxy::ending::in_words;
 /// The type under which an answer that is not well comes out of a check, with its status.
 const STATUS: &str = "ProbeStatus";
 
-/// The probes of all servers of all pools; they end when this is dropped.
+/// What watches over the servers of all pools: their probes, and whether they have fallen silent. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Probes {
     _tasks: JoinSet<()>,
@@ -39,12 +41,15 @@ pub struct Probes {
 // === impl Probes ===
 
 impl Probes {
-    /// Begins to probe.
+    /// Begins to watch.
     #[must_use]
-    pub fn start(live: &Live) -> Self {
+    pub fn start(live: &Live, observer: &Arc<Observer>) -> Self {
         let (waited, first) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
         for pool in live.pools() {
+            if pool.settings.eject.stall.is_some() {
+                tasks.spawn(listen(pool.clone(), observer.clone()));
+            }
             let check = check(&pool.settings);
             for (place, server) in pool.servers.iter().enumerate() {
                 let waited = (!server.is_probed()).then(|| waited.clone());
@@ -70,30 +75,55 @@ static CONNECT: LazyLock<Question> = LazyLock::new(|| {
     Arc::from(check as Box<dyn HealthCheck + Send + Sync>)
 });
 
+/// Notices when a server of a pool falls silent: it sleeps until the soonest moment at which one can have been for too long.
+async fn listen(pool: Arc<Pool>, observer: Arc<Observer>) {
+    loop {
+        let (turns, next) = pool.stalls(Instant::now());
+        turns.iter().for_each(|turn| observer.turned(&pool, turn));
+        sleep_until(next.into()).await;
+    }
+}
+
 /// Probes one server for ever. Gives up `waited` when it has been probed.
 async fn watch(pool: Arc<Pool>, place: usize, check: Question, waited: Option<mpsc::Sender<Infallible>>) {
     let health = &pool.settings.health;
-    let (server, name) = (&pool.servers[place], &pool.settings.servers[place].name);
+    let server = &pool.servers[place];
     let (mut resolver, mut waited) = (Resolver::default(), waited);
     let mut ticks = interval(health.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        if server.ordered() == Order::Maint {
+            drop(waited.take());
+            continue;
+        }
+        let asked = Instant::now();
         let probed = probe(server, &mut resolver, &check, health).await;
-        let change = probed.and_then(|probed| server.observe(probed, health.rules, SystemTime::now()));
-        if let Some(change) = change {
-            let (from, to) = (change.from.as_str(), change.to.as_str());
-            let pool = &pool.settings.name;
-            let level = if change.to == State::Down { log::Level::Warn } else { log::Level::Info };
-            log::log!(level, "server {pool}/{name} is {to} (was {from}): {}", change.why);
+        let late = matches!(probed, Some(Probed::Late(_)));
+        if let Some(change) = probed.and_then(|probed| server.observe(probed, health.rules, asked)) {
+            changed(&pool, place, &change);
+        }
+        if late && !server.is_up() {
+            pool.silent(place, Instant::now());
         }
         drop(waited.take());
     }
 }
 
+/// Says that a server's state has changed, and lets those who wait have it.
+fn changed(pool: &Pool, place: usize, change: &Change) {
+    let (from, to) = (change.from.as_str(), change.to.as_str());
+    let (name, server) = (&pool.settings.name, &pool.settings.servers[place].name);
+    let level = if change.to == State::Down { log::Level::Warn } else { log::Level::Info };
+    log::log!(level, "server {name}/{server} is {to} (was {from}): {}", change.why);
+    if change.to == State::Up {
+        pool.serve(Instant::now());
+    }
+}
+
 /// Asks once: at each address of the server until one answers, all in the time of one probe. `None`: it could not be asked.
 async fn probe(server: &Server, resolver: &mut Resolver, check: &Question, health: &Health) -> Option<Probed> {
-    let late = || Some(Probed::Failed(format!("no answer to the probe in {} s", health.timeout.as_secs_f32())));
+    let late = || Some(Probed::Late(format!("no answer to the probe in {} s", health.timeout.as_secs_f32())));
     let addresses = match timeout(health.timeout, resolver.addresses(server)).await {
         Ok(Ok(addresses)) => addresses,
         Ok(Err(why)) => return Some(Probed::Failed(why)),

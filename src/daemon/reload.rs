@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
@@ -62,7 +62,7 @@ impl Reloader {
 
     /// Begins to probe what is in force. To be called inside the runtime.
     pub fn start_probes(&self) {
-        *self.probes.lock() = Some(Probes::start(&self.current.live()));
+        *self.probes.lock() = Some(Probes::start(&self.current.live(), &self.observer));
     }
 
     /// Reads the files and puts them in force for all requests from now on. Requests under way keep what they began with.
@@ -127,9 +127,11 @@ impl Reloader {
             ("[admin] listen", runs.admin.listen == wanted.admin.listen),
         ];
         let live = Live::new(plan, Some(&self.current.live()));
-        let mut probes = Probes::start(&live);
+        let mut probes = Probes::start(&live, &self.observer);
         probes.first_round().await;
         self.current.replace(live);
+        // Limits may be higher than those for which requests wait.
+        self.current.live().pools().for_each(|pool| pool.serve(Instant::now()));
         *self.probes.lock() = Some(probes);
         fixed.into_iter().filter(|(_, same)| !same).map(|(setting, _)| setting).collect()
     }

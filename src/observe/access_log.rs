@@ -159,6 +159,7 @@ fn json(record: &Record<'_>) -> String {
         .plain("stream", stream)
         .plain("bytes_in", record.bytes_in)
         .plain("bytes_out", record.bytes_out)
+        .millis("queue_ms", record.queued)
         .millis("ttfb_ms", record.first_byte)
         .millis("duration_ms", Some(record.duration))
         .millis("overhead_ms", Some(record.overhead))
@@ -179,6 +180,7 @@ fn text(record: &Record<'_>) -> String {
         ("pool", record.pool.map(|pool| pool.name.to_owned())),
         ("server", server),
         ("attempts", (record.attempts.len() > 1).then(|| record.attempts.len().to_string())),
+        ("queue_ms", record.queued.map(|queued| format!("{:.1}", millis(queued)))),
         ("ttfb_ms", record.first_byte.map(|first_byte| format!("{:.1}", millis(first_byte)))),
         ("bytes_out", Some(record.bytes_out.to_string())),
         ("code", (!record.code.is_empty()).then(|| record.code.to_owned())),
@@ -227,6 +229,7 @@ mod tests {
             stream: Some(true),
             bytes_in: 10,
             bytes_out: 20,
+            queued: Some(Duration::from_micros(12_345)),
             first_byte: Some(Duration::from_micros(1_234)),
             duration: Duration::from_millis(70_001),
             overhead: Duration::from_micros(56),
@@ -244,7 +247,7 @@ mod tests {
             "time": "2023-11-14T22:13:20.123456Z", "request_id": "id-1", "client": "10.0.0.1", "key": "search-team",
             "route": null, "method": "POST", "path": "/v1/\"x\\\n\u{7f}é", "model": "llama-3", "pool": "llama",
             "server": "gpu2", "status": 200, "code": null, "attempts": 2, "stream": true, "bytes_in": 10,
-            "bytes_out": 20, "ttfb_ms": 1.234, "duration_ms": 70001.0, "overhead_ms": 0.056, "end": "complete",
+            "bytes_out": 20, "queue_ms": 12.345, "ttfb_ms": 1.234, "duration_ms": 70001.0, "overhead_ms": 0.056, "end": "complete",
         });
         assert_eq!(read, expected);
     }
@@ -258,6 +261,7 @@ mod tests {
             attempts: vec![],
             status: 401,
             code: "invalid_api_key",
+            queued: None,
             first_byte: None,
             key: None,
             end: "client_gone",
@@ -267,7 +271,7 @@ mod tests {
             (
                 record(),
                 "2023-11-14T22:13:20.123Z 200 POST \"/v1/\\\"x\\\\\\u000a\\u007fé\" 70001.0ms model=llama-3 \
-                 pool=llama server=gpu2 attempts=2 ttfb_ms=1.2 bytes_out=20 key=search-team client=10.0.0.1 request_id=id-1",
+                 pool=llama server=gpu2 attempts=2 queue_ms=12.3 ttfb_ms=1.2 bytes_out=20 key=search-team client=10.0.0.1 request_id=id-1",
             ),
             (
                 refused,

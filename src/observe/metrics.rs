@@ -23,6 +23,7 @@ pub struct Metrics {
     durations: HistogramVec,
     first_bytes: HistogramVec,
     overheads: HistogramVec,
+    queue_waits: HistogramVec,
     attempts: IntCounterVec,
     connections: IntCounterVec,
     ejections: IntCounterVec,
@@ -39,6 +40,7 @@ pub struct Metrics {
 struct Now {
     in_flight: IntGaugeVec,
     server_up: IntGaugeVec,
+    queued: IntGaugeVec,
     clients: IntGauge,
     clients_refused: IntCounter,
 }
@@ -62,6 +64,8 @@ const NONE: &str = "";
 /// Upper bounds for whole answers and first bytes, in seconds: embeddings take 5 ms, long answers 10 minutes.
 const ANSWER: [f64; 16] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
+/// Upper bounds for the time in a queue, in seconds.
+const QUEUE: [f64; 12] = [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 /// Upper bounds for forebay's own part, in seconds.
 const OVERHEAD: [f64; 10] = [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.1, 1.0];
 
@@ -105,6 +109,12 @@ impl Metrics {
                 &["route"],
                 &OVERHEAD,
             )?,
+            queue_waits: all.histograms(
+                "forebay_queue_wait_seconds",
+                "Time in a pool's queue, of the requests that were in it.",
+                &["pool"],
+                &QUEUE,
+            )?,
             attempts: all.counters(
                 "forebay_upstream_attempts_total",
                 "Attempts at a server, as they ended.",
@@ -132,6 +142,7 @@ impl Metrics {
             now: Mutex::new(Now {
                 in_flight: all.gauges("forebay_in_flight", "Requests in flight at a server.", &["pool", "server"])?,
                 server_up: all.gauges("forebay_server_up", "1 if a server is used, else 0.", &["pool", "server"])?,
+                queued: all.gauges("forebay_queued", "Requests in a pool's queue.", &["pool"])?,
                 clients: all.add(IntGauge::new("forebay_client_connections", "Connections of clients.")?)?,
                 clients_refused: all.add(IntCounter::new(
                     "forebay_client_connections_refused_total",
@@ -161,6 +172,9 @@ impl Metrics {
             if let Some(attempts) = record.pool.and_then(|pool| meters.attempts(self, pool, *server)) {
                 attempts.by_outcome[*outcome as usize].inc();
             }
+        }
+        if let (Some(pool), Some(queued)) = (record.pool, record.queued) {
+            self.queue_waits.with_label_values(&[pool.name]).observe(queued.as_secs_f64());
         }
         if let Some(reason) = record.refused {
             self.auth_failures[reason as usize].inc();
@@ -206,8 +220,8 @@ impl Metrics {
         self.reloads.with_label_values(&[if successful { "success" } else { "failure" }]).inc();
     }
 
-    /// All of it in Prometheus' text format, with the clients that are connected, those that were refused since the start, and
-    /// how the servers are now.
+    /// All of it in Prometheus' text format, with the clients that are connected, those that were refused since the start, how
+    /// the servers are now, and how many requests wait in each pool's queue.
     ///
     /// # Errors
     /// When it cannot be encoded.
@@ -216,6 +230,7 @@ impl Metrics {
         connected: usize,
         refused: u64,
         servers: impl Iterator<Item = Gauged<'s>>,
+        queues: impl Iterator<Item = (&'s str, usize)>,
     ) -> Result<Vec<u8>> {
         let now = self.now.lock();
         now.in_flight.reset();
@@ -223,6 +238,10 @@ impl Metrics {
         for Gauged { pool, server, in_flight, up } in servers {
             now.in_flight.with_label_values(&[pool, server]).set(i64::from(in_flight));
             now.server_up.with_label_values(&[pool, server]).set(i64::from(up));
+        }
+        now.queued.reset();
+        for (pool, queued) in queues {
+            now.queued.with_label_values(&[pool]).set(i64::try_from(queued).unwrap_or(i64::MAX));
         }
         now.clients.set(i64::try_from(connected).unwrap_or(i64::MAX));
         now.clients_refused.inc_by(refused.saturating_sub(now.clients_refused.get()));

@@ -14,6 +14,10 @@ pub struct Rules {
     pub duration: Duration,
     /// How much of the pool may be ejected at once, in hundredths of a percent.
     pub max: u32,
+    /// After so long a silence of it while streamed requests wait; none: never.
+    pub stall: Option<Duration>,
+    /// How much longer for each 100 kB of prompt that waits there.
+    pub stall_per_100kb: Duration,
 }
 
 /// What one attempt told of its server.
@@ -25,6 +29,8 @@ pub enum Told {
     Failed,
     /// It asked to be left alone for so long; whether that was a failure too.
     Later(Duration, bool),
+    /// It has fallen silent, whatever its attempts are at.
+    Stalled,
     /// Nothing: its client left, or it was too slow.
     Nothing,
 }
@@ -34,8 +40,11 @@ pub enum Told {
 pub enum Change {
     /// The server is ejected for so long.
     Ejected(Duration),
-    /// It is back.
-    Back,
+    /// It is back. `asked`: it was away because it had asked for that, and can take its whole share at once.
+    Back {
+        /// Whether it had asked.
+        asked: bool,
+    },
 }
 
 /// Where a server stands by its traffic.
@@ -62,7 +71,11 @@ pub struct Record {
     back: Option<Instant>,
     /// Until when it is left alone, if it is.
     until: Option<Instant>,
-    on_trial: bool,
+    /// Whether it asked for that.
+    asked: bool,
+    /// The number of the trial under way, if one is.
+    trial: Option<u32>,
+    trials: u32,
 }
 
 /// How often the duration doubles: to 16 times.
@@ -91,7 +104,7 @@ impl Record {
     pub fn standing(&self, now: Instant) -> Standing {
         match self.until {
             None => Standing::Well,
-            Some(_) if self.on_trial => Standing::OnTrial,
+            Some(_) if self.trial.is_some() => Standing::OnTrial,
             Some(until) if now < until => Standing::Ejected(until),
             Some(_) => Standing::Suspect,
         }
@@ -103,17 +116,22 @@ impl Record {
         self.failures == 0 && self.until.is_none()
     }
 
-    /// A request goes there. True: it is its trial.
-    pub fn taken(&mut self, now: Instant) -> bool {
-        let trial = self.standing(now) == Standing::Suspect;
-        self.on_trial |= trial;
-        trial
+    /// A request goes there. The number of the trial, if it is its trial.
+    pub fn taken(&mut self, now: Instant) -> Option<u32> {
+        if self.standing(now) != Standing::Suspect {
+            return None;
+        }
+        self.trials = self.trials.wrapping_add(1);
+        self.trial = Some(self.trials);
+        self.trial
     }
 
-    /// An attempt is over; `trial`: it was the trial. `room`: one more may be ejected. What changed by that, if anything did.
-    pub fn hear(&mut self, told: Told, trial: bool, room: bool, rules: Rules, now: Instant) -> Option<Change> {
+    /// An attempt is over; `trial`: it was this trial. `room`: one more may be ejected. What changed by that, if anything did.
+    pub fn hear(&mut self, told: Told, trial: Option<u32>, room: bool, rules: Rules, now: Instant) -> Option<Change> {
+        // One that was decided without it says no more than any other attempt.
+        let trial = trial.is_some() && trial == self.trial || told == Told::Stalled && self.trial.is_some();
         if trial {
-            self.on_trial = false;
+            self.trial = None;
         }
         match told {
             Told::Nothing => None,
@@ -123,15 +141,21 @@ impl Record {
                 if self.until.is_none() || !back {
                     return None;
                 }
-                (self.until, self.back) = (None, Some(now));
-                Some(Change::Back)
+                // Whatever is still on trial there has been answered by this.
+                (self.until, self.back, self.trial) = (None, Some(now), None);
+                Some(Change::Back { asked: self.asked })
             }
             Told::Failed => self.failed(trial, room, rules, now),
+            Told::Stalled => {
+                self.failures = self.failures.max(rules.failures.saturating_sub(1));
+                self.failed(trial, room, rules, now)
+            }
             Told::Later(after, failed) => {
                 let ejected = if failed { self.failed(trial, room, rules, now) } else { None };
                 let asked = after.min(rules.longest());
                 let longer = self.until.is_none_or(|until| until < now + asked);
                 if longer && !asked.is_zero() && (room || self.until.is_some()) {
+                    self.asked |= self.until.is_none();
                     self.until = Some(now + asked);
                     return Some(Change::Ejected(asked));
                 }
@@ -151,7 +175,7 @@ impl Record {
         let doubled = if recent { self.last.saturating_mul(2) } else { rules.duration };
         self.last = doubled.clamp(rules.duration, rules.longest());
         self.failures = 0;
-        self.until = Some(now + self.last);
+        (self.until, self.asked) = (Some(now + self.last), false);
         Some(Change::Ejected(self.last))
     }
 }
@@ -161,11 +185,19 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const RULES: Rules = Rules { failures: 3, duration: Duration::from_secs(10), max: 5_000 };
+    const RULES: Rules = Rules {
+        failures: 3,
+        duration: Duration::from_secs(10),
+        max: 5_000,
+        stall: None,
+        stall_per_100kb: Duration::ZERO,
+    };
 
     fn seconds(n: u64) -> Duration {
         Duration::from_secs(n)
     }
+
+    const BACK: Option<Change> = Some(Change::Back { asked: false });
 
     fn out(n: u64) -> Option<Change> {
         Some(Change::Ejected(seconds(n)))
@@ -177,29 +209,30 @@ mod tests {
         let mut record = Record::default();
         let fail =
             |record: &mut Record, at: u64, trial| record.hear(Told::Failed, trial, true, RULES, began + seconds(at));
-        assert_eq!([0, 0, 0].map(|at| fail(&mut record, at, false)), [None, None, out(10)]);
+        assert_eq!([0, 0, 0].map(|at| fail(&mut record, at, None)), [None, None, out(10)]);
         assert_eq!(record.standing(began + seconds(9)), Standing::Ejected(began + seconds(10)));
-        assert!(!record.taken(began + seconds(9)));
+        assert_eq!(record.taken(began + seconds(9)), None);
         let mut at = 10;
         for lasts in [20, 40, 80, 160, 160] {
             assert_eq!(record.standing(began + seconds(at)), Standing::Suspect);
-            assert!(record.taken(began + seconds(at)));
+            let trial = record.taken(began + seconds(at));
+            assert!(trial.is_some());
             assert_eq!(record.standing(began + seconds(at)), Standing::OnTrial);
-            assert!(!record.taken(began + seconds(at)), "one at a time");
-            assert_eq!(fail(&mut record, at, true), out(lasts));
+            assert_eq!(record.taken(began + seconds(at)), None, "one at a time");
+            assert_eq!(fail(&mut record, at, trial), out(lasts));
             at += lasts;
         }
-        assert!(record.taken(began + seconds(at)));
-        assert_eq!(record.hear(Told::Well, true, true, RULES, began + seconds(at)), Some(Change::Back));
+        let trial = record.taken(began + seconds(at));
+        assert_eq!(record.hear(Told::Well, trial, true, RULES, began + seconds(at)), BACK);
         assert!(record.is_clean());
         // Soon again: it goes on doubling; after a good while it begins anew.
-        let soon = [1, 2, 3].map(|n| fail(&mut record, at + n, false));
+        let soon = [1, 2, 3].map(|n| fail(&mut record, at + n, None));
         assert_eq!(soon, [None, None, out(160)]);
         at += 163;
-        record.taken(began + seconds(at));
-        record.hear(Told::Well, true, true, RULES, began + seconds(at));
+        let trial = record.taken(began + seconds(at));
+        record.hear(Told::Well, trial, true, RULES, began + seconds(at));
         at += 200;
-        assert_eq!([0, 0, 0].map(|n| fail(&mut record, at + n, false)), [None, None, out(10)]);
+        assert_eq!([0, 0, 0].map(|n| fail(&mut record, at + n, None)), [None, None, out(10)]);
     }
 
     #[test]
@@ -207,15 +240,31 @@ mod tests {
         let now = Instant::now();
         let mut record = Record::default();
         for told in [Told::Failed, Told::Failed, Told::Well, Told::Failed, Told::Failed, Told::Nothing] {
-            assert_eq!(record.hear(told, false, true, RULES, now), None);
+            assert_eq!(record.hear(told, None, true, RULES, now), None);
         }
         assert!(!record.is_clean());
-        assert_eq!(record.hear(Told::Failed, false, false, RULES, now), None, "no room");
-        assert_eq!(record.hear(Told::Failed, false, true, RULES, now), out(10));
+        assert_eq!(record.hear(Told::Failed, None, false, RULES, now), None, "no room");
+        assert_eq!(record.hear(Told::Failed, None, true, RULES, now), out(10));
         let later = now + seconds(10);
-        assert!(record.taken(later));
-        record.hear(Told::Nothing, true, true, RULES, later);
+        let trial = record.taken(later);
+        record.hear(Told::Nothing, trial, true, RULES, later);
         assert_eq!(record.standing(later), Standing::Suspect);
+    }
+
+    #[test]
+    fn silence_ejects_at_once_and_decides_the_trial_under_way() {
+        let now = Instant::now();
+        let mut record = Record::default();
+        assert_eq!(record.hear(Told::Stalled, None, false, RULES, now), None, "no room");
+        assert_eq!(record.hear(Told::Stalled, None, true, RULES, now), out(10));
+        assert_eq!(record.hear(Told::Stalled, None, true, RULES, now), None, "it is already");
+        let first = record.taken(now + seconds(10));
+        assert_eq!(record.hear(Told::Stalled, None, true, RULES, now + seconds(12)), out(20));
+        let second = record.taken(now + seconds(32));
+        assert_ne!(first, second);
+        record.hear(Told::Nothing, first, true, RULES, now + seconds(33));
+        assert_eq!(record.standing(now + seconds(33)), Standing::OnTrial, "the former trial decides no more");
+        assert_eq!(record.hear(Told::Well, second, true, RULES, now + seconds(34)), BACK);
     }
 
     #[test]
@@ -230,7 +279,23 @@ mod tests {
         ] {
             let mut record = Record::default();
             let told = Told::Later(seconds(after), failed);
-            assert_eq!(record.hear(told, false, room, RULES, now), expected.and_then(out), "{after}");
+            assert_eq!(record.hear(told, None, room, RULES, now), expected.and_then(out), "{after}");
+        }
+    }
+
+    #[test]
+    fn one_that_asked_for_it_comes_back_at_once_and_one_that_failed_does_not() {
+        let now = Instant::now();
+        let asked = [(Told::Later(seconds(5), false), true)];
+        let failed = [(Told::Stalled, false), (Told::Later(seconds(20), true), false)];
+        for told in [&asked[..], &failed[..], &failed[1..], &[failed[0], asked[0]]] {
+            let mut record = Record { failures: 2, ..Record::default() };
+            for (told, _) in told {
+                record.hear(*told, None, true, RULES, now);
+            }
+            let trial = record.taken(now + seconds(30));
+            let back = record.hear(Told::Well, trial, true, RULES, now + seconds(30));
+            assert_eq!(back, Some(Change::Back { asked: told[0].1 }), "{told:?}");
         }
     }
 
@@ -254,13 +319,14 @@ mod tests {
     proptest! {
         #[test]
         fn no_sequence_leaves_a_server_out_for_ever(
-            events in proptest::collection::vec((0_u64..40, 0_u8..5, any::<bool>()), 0..200),
+            events in proptest::collection::vec((0_u64..40, 0_u8..6, any::<bool>()), 0..200),
         ) {
             let mut now = Instant::now();
             let mut record = Record::default();
             for (wait, told, room) in events {
                 now += seconds(wait);
-                let told = [Told::Well, Told::Failed, Told::Failed, Told::Later(seconds(wait), true), Told::Nothing][told as usize];
+                let later = Told::Later(seconds(wait), true);
+                let told = [Told::Well, Told::Failed, Told::Failed, later, Told::Stalled, Told::Nothing][told as usize];
                 let trial = record.taken(now);
                 record.hear(told, trial, room, RULES, now);
                 prop_assert!(record.standing(now) != Standing::OnTrial);

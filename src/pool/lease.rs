@@ -1,49 +1,84 @@
 //! A request's hold on a server: it counts as in flight there until the lease is dropped.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Server;
-use super::eject::{self, Told};
+use super::caller::Waiter;
+use super::eject::Told;
+use super::server::Heard;
+use super::traffic::Load;
+use super::{Caller, Pool, Server};
 
-/// One attempt's place at a server. Dropping it gives the place back, and with it a trial that was not decided; it does nothing
-/// else.
-#[derive(Debug)]
+/// One attempt's place at a server. Dropping it gives the place back, to the next in the queue if there is one, and with it a
+/// trial that was not decided; it does nothing else.
 pub struct Lease {
-    /// The server.
-    pub server: Arc<Server>,
+    pool: Arc<Pool>,
     /// The server's place in its pool.
     pub place: usize,
-    rules: eject::Rules,
-    /// Whether this is the trial of a server that was ejected, and not decided yet.
-    trial: bool,
+    load: Load,
+    /// The number of the trial of a server that was ejected, if this is it and it is not decided yet.
+    trial: Option<u32>,
+    /// Whether the answer has not begun.
+    waits: bool,
+    /// Where it waits for that, if another server could answer.
+    waiting: Option<usize>,
 }
 
 // === impl Lease ===
 
 impl Lease {
-    pub(super) fn new(server: Arc<Server>, place: usize, rules: eject::Rules, now: Instant) -> Self {
-        let trial = server.enter(now);
-        Self { server, place, rules, trial }
+    pub(super) fn new(pool: Arc<Pool>, place: usize, caller: &Caller, now: Instant) -> Self {
+        let mut caller = caller.clone();
+        caller.tried.push(place);
+        let load = caller.load;
+        let waiter = caller.may_move(&pool).then(|| Waiter { pool: pool.clone(), caller });
+        let (trial, waiting) = pool.servers[place].enter(load, waiter, now);
+        Self { pool, place, load, trial, waits: true, waiting }
+    }
+
+    /// The server.
+    #[must_use]
+    pub fn server(&self) -> &Server {
+        &self.pool.servers[self.place]
     }
 
     /// Whether what this attempt tells decides a trial.
     pub(super) fn is_trial(&self) -> bool {
-        self.trial
+        self.trial.is_some()
     }
 
-    /// What the attempt tells of its server; `room`: one more may be ejected.
-    pub(super) fn tell(&mut self, told: Told, room: bool, why: &str) -> Option<eject::Change> {
-        let trial = std::mem::take(&mut self.trial);
-        self.server.hear(told, trial, room, self.rules, why)
+    /// The trial that is decided now.
+    pub(super) fn decides(&mut self) -> Option<u32> {
+        self.trial.take()
+    }
+
+    /// The answer begins: no other server could have it any more.
+    pub(super) fn begins(&mut self) {
+        if std::mem::take(&mut self.waits) {
+            self.server().begins(self.load, self.waiting);
+        }
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The pool's queue may hold it.
+        f.debug_struct("Lease").field("place", &self.place).field("trial", &self.trial).finish_non_exhaustive()
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if self.trial {
-            self.tell(Told::Nothing, false, "");
+        let now = Instant::now();
+        if let Some(trial) = self.trial {
+            let heard = Heard { told: Told::Nothing, trial: Some(trial), room: false, why: "" };
+            self.server().hear(heard, &self.pool.settings.eject, now);
         }
-        self.server.leave();
+        self.begins();
+        self.server().leave(self.load);
+        if self.pool.settings.queue.is_some() {
+            self.pool.serve(now);
+        }
     }
 }

@@ -1,13 +1,16 @@
-//! One engine: its state over what probes tell, and its counts.
+//! One engine: its state over what probes, requests and the operator tell, and its counts.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
+use super::caller::Waiter;
 use super::eject::{self, Record, Standing, Told};
+use super::health::{Change, Health, Probed, Rules, State};
 use super::settings::{Address, Endpoint};
+use super::traffic::{Load, Traffic};
 
 /// One engine. It outlives reloads, and so do its counts.
 #[derive(Debug)]
@@ -16,132 +19,280 @@ pub struct Server {
     pub address: Address,
     /// The address as a number, for selectors.
     pub id: u64,
-    health: Mutex<Health>,
-    /// What `health` says, for the pick to read without its lock.
-    up: AtomicBool,
-    ejection: Mutex<Ejection>,
-    /// Whether its traffic tells nothing against it, for the pick to read without the lock.
-    clean: AtomicBool,
+    condition: Mutex<Condition>,
+    /// Whether it is used, and at its full weight as configured: for the pick to read without the lock.
+    plain: AtomicBool,
+    /// The most requests that it has in flight at once; 0: no limit.
+    most: AtomicU32,
+    traffic: Mutex<Traffic>,
+    /// When the last byte of an answer came, in nanoseconds since `born`.
+    heard: AtomicU64,
+    born: Instant,
     in_flight: AtomicU32,
     requests: AtomicU64,
     errors: AtomicU64,
 }
 
-/// What is known of an engine by its traffic.
+/// All that decides whether a server is used, and how much.
 #[derive(Debug)]
-struct Ejection {
+struct Condition {
+    /// What probes tell.
+    health: Health,
+    /// What requests tell.
     record: Record,
-    /// The reason of the last change, for people.
+    /// The reason of the last change by them, and when it was.
+    told: Reason,
+    /// What the operator says.
+    order: Order,
+    /// When that was said.
+    ordered: SystemTime,
+    /// Its weight, by the operator's word.
+    weight: Option<u32>,
+    /// Whether its weight is to climb once it is up.
+    joins: bool,
+    /// Since when it climbs.
+    climbs: Option<Instant>,
+    /// Where its name leads; the last known answer if it no longer resolves.
+    resolved: Option<SocketAddr>,
+}
+
+/// Why something is as it is.
+#[derive(Debug)]
+struct Reason {
     why: String,
-    /// When that was.
     since: SystemTime,
 }
 
-/// What is known of an engine's health.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Health {
-    /// Whether it is used.
-    pub state: State,
+/// What an operator says of a server at run time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Order {
+    /// It is used as it deserves.
+    #[default]
+    Ready,
+    /// It gets nothing new; what is under way there is finished.
+    Drain,
+    /// The same, and it is not probed.
+    Maint,
+}
+
+/// What an attempt tells.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Heard {
+    pub(super) told: Told,
+    /// The number of the trial that it was, if it was one.
+    pub(super) trial: Option<u32>,
+    /// Whether one more server may be ejected.
+    pub(super) room: bool,
     /// The reason, for people.
-    pub why: String,
-    /// When the state began.
-    pub since: SystemTime,
-    /// When it was last probed.
-    pub probed: Option<SystemTime>,
-    /// Where its name leads; the last known answer if it no longer resolves.
-    pub resolved: Option<SocketAddr>,
-    /// Probes in a row that speak against the state.
-    against: u32,
+    pub(super) why: &'static str,
 }
 
-/// Whether a server is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// Not probed yet: not used.
-    Starting,
-    /// Used.
-    Up,
-    /// Its probes are well and its requests are not: not used for a while.
-    Ejected,
-    /// Let through once, as a trial.
-    Suspect,
-    /// Not used.
-    Down,
-}
-
-/// What one probe found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Probed {
-    /// It answered well.
-    Alive,
-    /// It refused the probe (401, 403 or 429), which a dead engine could not.
-    Refused(u16),
-    /// It did not answer well; why, for people.
-    Failed(String),
-}
-
-/// How many probes in a row change a server's state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rules {
-    /// Good ones, for a server that is down.
-    pub rise: u32,
-    /// Bad ones, for a server that is up.
-    pub fall: u32,
-}
-
-/// A change of state, for the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    /// The state before.
-    pub from: State,
-    /// The state now.
-    pub to: State,
-    /// The reason.
-    pub why: String,
-}
+/// The share of its weight with which a server begins, in hundredths.
+const FIRST_SHARE: u32 = 10;
 
 // === impl Server ===
 
 impl Server {
-    /// A server that was not probed yet.
+    /// A server that was not probed yet; `joins`: others serve already, so that it begins slowly.
     #[must_use]
-    pub fn new(address: Address) -> Self {
+    pub fn new(address: Address, joins: bool) -> Self {
+        let now = SystemTime::now();
+        let born = Instant::now();
+        let condition = Condition {
+            health: Health::new(now),
+            record: Record::default(),
+            told: Reason { why: String::new(), since: now },
+            order: Order::Ready,
+            ordered: now,
+            weight: None,
+            joins,
+            climbs: None,
+            resolved: None,
+        };
         Self {
             id: address.id(),
             address,
-            health: Mutex::new(Health::new(SystemTime::now())),
-            up: AtomicBool::new(false),
-            ejection: Mutex::new(Ejection { record: Record::default(), why: String::new(), since: SystemTime::now() }),
-            clean: AtomicBool::new(true),
+            condition: Mutex::new(condition),
+            plain: AtomicBool::new(false),
+            most: AtomicU32::new(0),
+            traffic: Mutex::new(Traffic::new(born)),
+            heard: AtomicU64::new(0),
+            born,
             in_flight: AtomicU32::new(0),
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
         }
     }
 
-    /// Whether a request may go there now.
+    // --- what it is worth now ---
+
+    /// Its weight now, in hundredths; 0: it gets nothing. `configured`: its weight; `slow_start`: how long it takes to climb there.
     #[must_use]
-    pub fn is_usable(&self, now: Instant) -> bool {
-        self.is_up() && matches!(self.standing(now), Standing::Well | Standing::Suspect)
+    pub fn weight(&self, configured: u32, slow_start: Duration, now: Instant) -> u32 {
+        if self.plain.load(Relaxed) {
+            return configured * 100;
+        }
+        self.with(|condition| condition.weight.unwrap_or(configured) * condition.share(slow_start, now))
     }
 
-    /// Where it stands by its traffic.
+    /// Whether it has as many requests in flight as it may.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        let most = self.most.load(Relaxed);
+        most > 0 && self.in_flight() >= most
+    }
+
+    /// Limits its requests in flight to so many; 0: not at all.
+    pub(super) fn limit(&self, most: u32) {
+        self.most.store(most, Relaxed);
+    }
+
+    /// Where it stands by its requests.
     #[must_use]
     pub fn standing(&self, now: Instant) -> Standing {
-        if self.clean.load(Relaxed) { Standing::Well } else { self.ejection.lock().record.standing(now) }
+        if self.plain.load(Relaxed) { Standing::Well } else { self.condition.lock().record.standing(now) }
+    }
+
+    /// When its requests let it back in, if it is they that keep it out.
+    #[must_use]
+    pub fn back_at(&self, now: Instant) -> Option<Instant> {
+        let condition = self.condition.lock();
+        match condition.record.standing(now) {
+            Standing::Ejected(until) if condition.is_open() => Some(until),
+            _ => None,
+        }
     }
 
     /// Whether its probes let requests go there.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        self.up.load(Relaxed)
+        self.plain.load(Relaxed) || self.condition.lock().health.state == State::Up
     }
 
-    /// Whether its first probe is over.
+    /// Whether its first probe is over. One in maintenance has none.
     #[must_use]
     pub fn is_probed(&self) -> bool {
-        self.health.lock().state != State::Starting
+        let condition = self.condition.lock();
+        condition.health.state != State::Starting || condition.order == Order::Maint
     }
+
+    /// A copy of what is known of its health, by whoever has the last word: the operator, its probes, its requests.
+    #[must_use]
+    pub fn health(&self, now: Instant) -> Health {
+        let condition = self.condition.lock();
+        let mut health = condition.health.clone();
+        let ordered = match condition.order {
+            Order::Ready => None,
+            Order::Drain => Some(State::Draining),
+            Order::Maint => Some(State::Maint),
+        };
+        let told = match condition.record.standing(now) {
+            Standing::Well => None,
+            Standing::Ejected(_) => Some(State::Ejected),
+            Standing::Suspect | Standing::OnTrial => Some(State::Suspect),
+        };
+        if let Some(state) = ordered {
+            let probes = format!("by the operator; {}: {}", health.state.as_str(), health.why);
+            (health.state, health.why, health.since) = (state, probes, condition.ordered);
+        } else if let (State::Up, Some(state)) = (health.state, told) {
+            (health.state, health.why, health.since) = (state, condition.told.why.clone(), condition.told.since);
+        }
+        health
+    }
+
+    /// The operator's word for its weight, if there is one.
+    #[must_use]
+    pub fn ordered_weight(&self) -> Option<u32> {
+        self.condition.lock().weight
+    }
+
+    /// What the operator says of it.
+    #[must_use]
+    pub fn ordered(&self) -> Order {
+        self.condition.lock().order
+    }
+
+    // --- what it is told ---
+
+    /// A probe is over. What changed by it, if anything did. A server that was down and is up again begins anew, whatever its
+    /// requests told before. A slow probe is no sign of death where a byte of an answer came after `asked`.
+    pub fn observe(&self, probed: Probed, rules: Rules, asked: Instant) -> Option<Change> {
+        let answering = self.heard() > asked;
+        self.with(|condition| {
+            let change = condition.health.observe(probed, answering, rules, SystemTime::now());
+            if let Some((from, State::Up)) = change.as_ref().map(|change| (change.from, change.to)) {
+                if from == State::Down {
+                    condition.record = Record::default();
+                }
+                let climbs = from == State::Down || condition.joins;
+                condition.climbs = climbs.then(Instant::now);
+            }
+            change
+        })
+    }
+
+    /// The operator's word.
+    pub fn order(&self, order: Order) {
+        self.with(|condition| {
+            let now = SystemTime::now();
+            if condition.order == Order::Maint && order != Order::Maint {
+                condition.health.forget(now);
+            }
+            if condition.order != order {
+                (condition.order, condition.ordered) = (order, now);
+            }
+        });
+    }
+
+    /// The operator's word for its weight; none: as configured.
+    pub fn order_weight(&self, weight: Option<u32>) {
+        self.with(|condition| condition.weight = weight);
+    }
+
+    /// An attempt there is over; see [`Record::hear`].
+    pub(super) fn hear(&self, heard: Heard, rules: &eject::Rules, now: Instant) -> Option<eject::Change> {
+        self.with(|condition| {
+            let Heard { told, trial, room, why } = heard;
+            let change = condition.record.hear(told, trial, room, *rules, now);
+            if change.is_some() {
+                condition.told = Reason { why: format!("requests told: {why}"), since: SystemTime::now() };
+            }
+            match change {
+                Some(eject::Change::Back { asked: false }) => condition.climbs = Some(now),
+                Some(eject::Change::Ejected(_)) => condition.climbs = None, // its trial is not to be long in coming
+                _ => {}
+            }
+            change
+        })
+    }
+
+    /// Whether a further good answer would tell nothing.
+    pub(super) fn is_clean(&self) -> bool {
+        self.plain.load(Relaxed) || self.condition.lock().record.is_clean()
+    }
+
+    /// Its name resolved to this.
+    pub fn resolves_to(&self, address: SocketAddr) {
+        self.condition.lock().resolved = Some(address);
+    }
+
+    /// Where its name leads; the last known answer if it no longer resolves.
+    #[must_use]
+    pub fn resolved(&self) -> Option<SocketAddr> {
+        self.condition.lock().resolved
+    }
+
+    /// Where it is reached. `None` while its name has never resolved.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        match &self.address {
+            Address::Socket(address) => Some(Endpoint::Socket(*address)),
+            Address::Name { .. } => self.resolved().map(Endpoint::Socket),
+            Address::Unix(path) => Some(Endpoint::Unix(path.clone())),
+        }
+    }
+
+    // --- what is under way there ---
 
     /// Requests in flight.
     #[must_use]
@@ -166,186 +317,191 @@ impl Server {
         self.errors.fetch_add(1, Relaxed);
     }
 
-    /// A copy of what is known of its health: by its probes, and where those let requests go there, by its traffic.
-    #[must_use]
-    pub fn health(&self, now: Instant) -> Health {
-        let mut health = self.health.lock().clone();
-        let state = match self.standing(now) {
-            Standing::Well => return health,
-            Standing::Ejected(_) => State::Ejected,
-            Standing::Suspect | Standing::OnTrial => State::Suspect,
-        };
-        if health.state == State::Up {
-            let ejection = self.ejection.lock();
-            (health.state, health.since) = (state, ejection.since);
-            health.why.clone_from(&ejection.why);
-        }
-        health
+    /// A byte of an answer has come from there.
+    pub(super) fn speaks(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.born).as_nanos();
+        self.heard.store(u64::try_from(since).unwrap_or(u64::MAX), Relaxed);
     }
 
-    /// Where its name leads; the last known answer if it no longer resolves.
-    #[must_use]
-    pub fn resolved(&self) -> Option<SocketAddr> {
-        self.health.lock().resolved
-    }
-
-    /// An attempt there is over; see [`Record::hear`].
-    pub(super) fn hear(
-        &self,
-        told: Told,
-        trial: bool,
-        room: bool,
-        rules: eject::Rules,
-        why: &str,
-    ) -> Option<eject::Change> {
-        let mut ejection = self.ejection.lock();
-        let change = ejection.record.hear(told, trial, room, rules, Instant::now());
-        self.clean.store(ejection.record.is_clean(), Relaxed);
-        if change.is_some() {
-            (ejection.since, ejection.why) = (SystemTime::now(), format!("requests told: {why}"));
-        }
-        change
-    }
-
-    /// Whether a further good answer would tell nothing.
-    pub(super) fn is_clean(&self) -> bool {
-        self.clean.load(Relaxed)
-    }
-
-    /// Where it is reached. `None` while its name has never resolved.
-    #[must_use]
-    pub fn endpoint(&self) -> Option<Endpoint> {
-        match &self.address {
-            Address::Socket(address) => Some(Endpoint::Socket(*address)),
-            Address::Name { .. } => self.health.lock().resolved.map(Endpoint::Socket),
-            Address::Unix(path) => Some(Endpoint::Unix(path.clone())),
-        }
-    }
-
-    /// Its name resolved to this.
-    pub fn resolves_to(&self, address: SocketAddr) {
-        self.health.lock().resolved = Some(address);
-    }
-
-    /// A probe is over. What changed by it, if anything did. A server that was down and is up again begins anew, whatever its
-    /// traffic told before.
-    pub fn observe(&self, probed: Probed, rules: Rules, now: SystemTime) -> Option<Change> {
-        let mut health = self.health.lock();
-        let change = health.observe(probed, rules, now);
-        if change.as_ref().is_some_and(|change| (change.from, change.to) == (State::Down, State::Up)) {
-            self.ejection.lock().record = Record::default();
-            self.clean.store(true, Relaxed);
-        }
-        self.up.store(health.state == State::Up, Relaxed);
-        change
-    }
-
-    /// A request goes there. True: it is its trial.
-    pub(super) fn enter(&self, now: Instant) -> bool {
+    /// A request goes there. The number of the trial, if it is its trial, and where it waits for its first byte, if another server
+    /// could have it.
+    pub(super) fn enter(&self, load: Load, waiter: Option<Waiter>, now: Instant) -> (Option<u32>, Option<usize>) {
         self.in_flight.fetch_add(1, Relaxed);
         self.requests.fetch_add(1, Relaxed);
-        !self.is_clean() && self.ejection.lock().record.taken(now)
+        let trial = if self.plain.load(Relaxed) { None } else { self.condition.lock().record.taken(now) };
+        let known = waiter.is_some() || load.is_prompt() || trial.is_some();
+        let place = if known { self.traffic.lock().enter(load, waiter, trial.is_some(), now) } else { None };
+        (trial, place)
     }
 
-    pub(super) fn leave(&self) {
+    /// A request's answer begins, or it is over without one.
+    pub(super) fn begins(&self, load: Load, place: Option<usize>) {
+        if load.is_prompt() || place.is_some() {
+            let waited = self.traffic.lock().begins(load, place);
+            drop(waited); // it may hold a lease, which must not be given back under the lock
+        }
+    }
+
+    /// A request leaves.
+    pub(super) fn leave(&self, load: Load) {
+        if load.is_prompt() {
+            self.traffic.lock().leave(load);
+        }
         self.in_flight.fetch_sub(1, Relaxed);
     }
-}
 
-// === impl Health ===
-
-impl Health {
-    fn new(now: SystemTime) -> Self {
-        let why = "not probed yet".to_owned();
-        Self { state: State::Starting, why, since: now, probed: None, resolved: None, against: 0 }
+    /// When it counts as stalled, if not a byte of an answer comes before.
+    pub(super) fn stalls_at(&self, rules: &eject::Rules) -> Option<Instant> {
+        self.traffic.lock().stalls_at(self.heard(), rules)
     }
 
-    /// The first probe decides at once; then `rise` good or `fall` bad ones in a row do.
-    fn observe(&mut self, probed: Probed, rules: Rules, now: SystemTime) -> Option<Change> {
-        self.probed = Some(now);
-        let (verdict, needed, why) = match probed {
-            Probed::Alive => (State::Up, rules.rise, "probe answered".to_owned()),
-            Probed::Refused(status) => (State::Up, rules.rise, format!("probe refused with {status}, so it is alive")),
-            Probed::Failed(why) => (State::Down, rules.fall, why),
-        };
-        if verdict == self.state {
-            self.against = 0;
-            self.why = why;
-            return None;
-        }
-        self.against += 1;
-        if self.state != State::Starting && self.against < needed {
-            return None;
-        }
-        let from = std::mem::replace(&mut self.state, verdict);
-        (self.against, self.since) = (0, now);
-        self.why.clone_from(&why);
-        Some(Change { from, to: verdict, why })
+    /// It has fallen silent.
+    pub(super) fn fall_silent(&self, now: Instant) {
+        self.traffic.lock().fall_silent(now);
+    }
+
+    /// The requests without a first byte that it keeps waiting since before it was found to be silent, and that would go elsewhere.
+    pub(super) fn left_behind(&self) -> Vec<Waiter> {
+        let (heard, traffic) = (self.heard(), self.traffic.lock());
+        traffic.left_behind(heard).filter(|waiter| waiter.would_move()).cloned().collect()
+    }
+
+    fn heard(&self) -> Instant {
+        self.born + Duration::from_nanos(self.heard.load(Relaxed))
+    }
+
+    /// Looks at or changes its condition, and lets the pick know.
+    fn with<T>(&self, act: impl FnOnce(&mut Condition) -> T) -> T {
+        let mut condition = self.condition.lock();
+        let product = act(&mut condition);
+        self.plain.store(condition.is_plain(), Relaxed);
+        product
     }
 }
 
-// === impl State ===
+// === impl Condition ===
 
-impl State {
-    /// The contract's word for it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Up => "up",
-            Self::Ejected => "ejected",
-            Self::Suspect => "suspect",
-            Self::Down => "down",
+impl Condition {
+    /// Whether its probes and the operator let requests go there.
+    fn is_open(&self) -> bool {
+        self.health.state == State::Up && self.order == Order::Ready
+    }
+
+    fn is_plain(&self) -> bool {
+        self.is_open() && self.record.is_clean() && self.weight.is_none() && self.climbs.is_none()
+    }
+
+    /// The share of its weight, in hundredths; it climbs from a tenth to the whole.
+    fn share(&mut self, slow_start: Duration, now: Instant) -> u32 {
+        if !self.is_open() || !matches!(self.record.standing(now), Standing::Well | Standing::Suspect) {
+            return 0;
         }
+        let Some(began) = self.climbs else { return 100 };
+        let past = now.saturating_duration_since(began);
+        if past >= slow_start {
+            self.climbs = None;
+            return 100;
+        }
+        FIRST_SHARE + (f64::from(100 - FIRST_SHARE) * past.div_duration_f64(slow_start)) as u32
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Duration, UNIX_EPOCH};
 
-    /// `+` a good probe, `r` a refused one, `-` a bad one; the states after each: `s u d`.
-    fn states(probes: &str, rise: u32, fall: u32) -> String {
-        let mut health = Health::new(UNIX_EPOCH);
-        let letters = probes.chars().enumerate().map(|(n, probe)| {
-            let probed = match probe {
-                '+' => Probed::Alive,
-                'r' => Probed::Refused(401),
-                _ => Probed::Failed("no".into()),
-            };
-            health.observe(probed, Rules { rise, fall }, UNIX_EPOCH + Duration::from_secs(n as u64));
-            health.state.as_str().chars().next().unwrap_or('?')
-        });
-        letters.collect()
+    const RULES: Rules = Rules { rise: 1, fall: 1 };
+    const EJECT: eject::Rules = eject::Rules {
+        failures: 1,
+        duration: Duration::from_secs(10),
+        max: 10_000,
+        stall: None,
+        stall_per_100kb: Duration::ZERO,
+    };
+
+    fn server(joins: bool) -> Server {
+        Server::new(Address::Unix("/a".into()), joins)
+    }
+
+    fn failed() -> Probed {
+        Probed::Failed("connection refused".into())
+    }
+
+    /// Its weights, configured as 3, each tenth of a slow start of 10 s.
+    fn climb(server: &Server) -> Vec<u32> {
+        let began = Instant::now();
+        (0..=10).map(|second| server.weight(3, Duration::from_secs(10), began + Duration::from_secs(second))).collect()
     }
 
     #[test]
-    fn the_first_probe_decides_and_then_rise_and_fall_count() {
-        for (probes, rise, fall, expected) in [
-            ("+", 2, 3, "u"),
-            ("-", 2, 3, "d"),
-            ("r", 2, 3, "u"),
-            ("+---", 2, 3, "uuud"),
-            ("+--+--+---", 2, 3, "uuuuuuuuud"),
-            ("-+-++", 2, 3, "ddddu"),
-            ("-+r", 2, 3, "ddu"),
-            ("+-+", 1, 1, "udu"),
-        ] {
-            assert_eq!(states(probes, rise, fall), expected, "{probes}");
+    fn a_server_that_recovers_or_joins_climbs_to_its_weight_and_the_first_ones_have_it_at_once() {
+        let first = server(false);
+        assert_eq!(climb(&first), [0; 11], "not probed");
+        first.observe(Probed::Alive, RULES, Instant::now());
+        assert_eq!(climb(&first), [300; 11]);
+        let slowly = [30, 57, 84, 111, 138, 165, 192, 219, 246, 273, 300];
+        first.observe(failed(), RULES, Instant::now());
+        assert_eq!(climb(&first), [0; 11]);
+        first.observe(Probed::Alive, RULES, Instant::now());
+        assert_eq!(climb(&first), slowly);
+        assert_eq!(climb(&first), [300; 11], "once");
+        let joins = server(true);
+        joins.observe(Probed::Alive, RULES, Instant::now());
+        assert_eq!(climb(&joins), slowly);
+        assert_eq!(server(true).weight(3, Duration::ZERO, Instant::now()), 0);
+    }
+
+    #[test]
+    fn a_server_that_was_ejected_climbs_and_one_that_asked_for_a_pause_does_not() {
+        for (told, share) in [(Told::Failed, 30), (Told::Later(Duration::from_secs(10), false), 300)] {
+            let server = server(false);
+            server.observe(Probed::Alive, RULES, Instant::now());
+            let heard = |told, trial| Heard { told, trial, room: true, why: "reset" };
+            server.hear(heard(told, None), &EJECT, Instant::now());
+            assert_eq!(climb(&server)[..9], [0; 9]);
+            let later = Instant::now() + Duration::from_secs(11);
+            let (trial, _) = server.enter(Load::default(), None, later);
+            assert_eq!(server.weight(3, Duration::ZERO, later), 0, "its trial is under way");
+            server.hear(heard(Told::Well, trial), &EJECT, Instant::now());
+            assert_eq!(climb(&server)[0], share);
         }
     }
 
     #[test]
-    fn a_change_says_from_what_to_what_and_why_and_since_when() {
-        let mut health = Health::new(UNIX_EPOCH);
-        let rules = Rules { rise: 1, fall: 1 };
-        let later = UNIX_EPOCH + Duration::from_secs(9);
-        assert!(health.observe(Probed::Alive, rules, UNIX_EPOCH).is_some());
-        assert!(health.observe(Probed::Refused(403), rules, UNIX_EPOCH).is_none());
-        assert_eq!(health.why, "probe refused with 403, so it is alive");
-        let change = health.observe(Probed::Failed("connection refused".into()), rules, later);
-        assert_eq!(change, Some(Change { from: State::Up, to: State::Down, why: "connection refused".into() }));
-        assert_eq!((health.since, health.probed), (later, Some(later)));
+    fn the_operator_has_the_last_word() {
+        let server = server(false);
+        server.observe(Probed::Alive, RULES, Instant::now());
+        let now = Instant::now();
+        let state = |server: &Server| server.health(now).state.as_str();
+        let weight = |server: &Server| server.weight(3, Duration::ZERO, now);
+        for (order, expected, weighs) in
+            [(Order::Drain, "draining", 0), (Order::Ready, "up", 300), (Order::Maint, "maint", 0)]
+        {
+            server.order(order);
+            assert_eq!((state(&server), weight(&server)), (expected, weighs));
+        }
+        assert_eq!(server.health(now).why, "by the operator; up: probe answered");
+        server.order(Order::Ready);
+        assert_eq!((state(&server), weight(&server)), ("down", 0), "what was known before counts no more");
+        server.observe(Probed::Alive, Rules { rise: 9, fall: 9 }, now);
+        assert_eq!((state(&server), weight(&server)), ("up", 300));
+        server.order_weight(Some(7));
+        assert_eq!(weight(&server), 700);
+        server.order_weight(Some(0));
+        assert_eq!(weight(&server), 0);
+        server.order_weight(None);
+        assert_eq!(weight(&server), 300);
+    }
+
+    #[test]
+    fn a_slow_probe_is_no_death_where_a_byte_came_since_it_was_asked() {
+        let server = server(false);
+        let asked = Instant::now();
+        server.observe(Probed::Alive, RULES, asked);
+        server.speaks(asked + Duration::from_secs(1));
+        assert_eq!(server.observe(Probed::Late("late".into()), RULES, asked), None);
+        assert_eq!(server.health(asked).why, "late, but requests are answered");
+        let change = server.observe(Probed::Late("late".into()), RULES, asked + Duration::from_secs(2));
+        assert_eq!(change.map(|change| change.to), Some(State::Down));
     }
 }

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::balance::Balance;
 use super::eject;
-use super::server::Rules;
+use super::health::Rules;
 
 /// One pool as configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,12 +38,32 @@ pub struct Settings {
     pub limits: Limits,
     /// How long an idle connection to an engine is kept.
     pub idle_timeout: Duration,
-    /// How many servers a request may try in all.
-    pub attempts: usize,
     /// When a server is ejected.
     pub eject: eject::Rules,
+    /// What happens when a server fails.
+    pub retry: Retry,
+    /// Who may wait while all servers are at their limits; none: no server has a limit.
+    pub queue: Option<Queue>,
+}
+
+/// What happens when a server fails, and when it is back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retry {
+    /// How many servers a request may try in all.
+    pub attempts: usize,
     /// What all retries may cost: so much of the pool's requests, in hundredths of a percent.
     pub budget: u32,
+    /// How long the weight of a server that is back or new takes to climb.
+    pub slow_start: Duration,
+}
+
+/// Who may wait while all servers are at their limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queue {
+    /// How many at once.
+    pub size: usize,
+    /// How long.
+    pub timeout: Duration,
 }
 
 /// How long an engine may take; none: as long as it likes.
@@ -81,6 +101,8 @@ pub struct Server {
     pub weight: u32,
     /// Used only where no other server is usable.
     pub backup: bool,
+    /// The most requests that it has in flight at once; 0: no limit.
+    pub max_in_flight: u32,
 }
 
 /// Where an engine listens.
@@ -205,9 +227,15 @@ impl Settings {
             connect: None,
             limits: Limits::default(),
             idle_timeout: Duration::from_secs(4),
-            attempts: 3,
-            eject: eject::Rules { failures: 5, duration: Duration::from_secs(10), max: 5_000 },
-            budget: 2_000,
+            eject: eject::Rules {
+                failures: 5,
+                duration: Duration::from_secs(10),
+                max: 5_000,
+                stall: None,
+                stall_per_100kb: Duration::ZERO,
+            },
+            retry: Retry { attempts: 3, budget: 2_000, slow_start: Duration::ZERO },
+            queue: None,
         }
     }
 }

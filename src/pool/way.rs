@@ -1,35 +1,47 @@
 //! A request's way through its pool: which servers it tries, and how each attempt ends.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::balance::Asker;
+use smallvec::SmallVec;
+
 use super::eject::{Change, Told};
-use super::retry::{Failure, Next, Repeat, Tries, next};
-use super::{Lease, Pool};
+use super::handover::Handover;
+use super::retry::{Failure, Next, Tries, next};
+use super::{Caller, Lease, Picked, Pool, Ticket};
 
 /// A request's way through its pool.
 #[derive(Debug, Default)]
 pub struct Way {
     /// Who goes.
-    pub asker: Asker,
+    pub caller: Caller,
     /// The attempt under way.
     lease: Option<Lease>,
     /// The next server, leased before the attempt under way is given up.
     reserved: Option<Lease>,
-    /// The servers tried, by place.
-    tried: Vec<usize>,
-    /// How their attempts ended.
-    outcomes: Vec<Outcome>,
+    /// How the attempts ended, in the order of the servers tried.
+    outcomes: SmallVec<[Outcome; 4]>,
     /// Whether the attempt under way repeats on a fresh connection.
     pub fresh: bool,
     /// Whether an engine that may have begun the request was given up for another.
     lost: bool,
-    /// How often the request can be sent.
-    pub repeat: Repeat,
     /// For how long the engine of the attempt under way asked to be left alone, in its answer.
     pub later: Option<Duration>,
     /// What changed for a server by the last attempt, until somebody takes it.
     pub turn: Option<Turn>,
+}
+
+/// Where a request goes next.
+#[derive(Debug)]
+pub enum Goes {
+    /// To a server: see [`Way::lease`].
+    On,
+    /// To the queue.
+    Waits(Ticket),
+    /// Nowhere: all servers are at their limits, and the queue is full.
+    Full,
+    /// Nowhere: no server is usable.
+    Nowhere,
 }
 
 /// What changed for a server by an attempt.
@@ -60,6 +72,8 @@ pub enum Outcome {
     TimedOut,
     /// The answer broke off.
     Truncated,
+    /// The server fell silent, and another one was asked.
+    Stalled,
     /// The client went first.
     Cancelled,
 }
@@ -67,26 +81,50 @@ pub enum Outcome {
 // === impl Way ===
 
 impl Way {
-    /// The lease of the next attempt. `None`: no server is left.
-    pub fn go(&mut self, pool: &Pool) -> Option<&Lease> {
-        if !self.fresh || self.lease.is_none() {
-            let lease = self.reserved.take().or_else(|| pool.pick(&self.tried, self.asker, Instant::now()))?;
-            self.tried.push(lease.place);
-            self.outcomes.push(Outcome::Cancelled); // until something else is known
-            self.lease = Some(lease); // the former one is given back here
+    /// Goes on to the next attempt.
+    pub fn go(&mut self, pool: &Arc<Pool>) -> Goes {
+        if self.fresh && self.lease.is_some() {
+            return Goes::On;
         }
+        self.lease = None; // it may be what another waits for
+        let picked = match self.reserved.take() {
+            Some(lease) => Picked::Lease(lease),
+            None => pool.pick(&self.caller, Instant::now()),
+        };
+        match picked {
+            Picked::Lease(lease) => {
+                self.takes(lease);
+                Goes::On
+            }
+            Picked::Ticket(ticket) => Goes::Waits(ticket),
+            Picked::Full => Goes::Full,
+            Picked::None => Goes::Nowhere,
+        }
+    }
+
+    /// An attempt begins with this lease.
+    pub fn takes(&mut self, lease: Lease) {
+        self.caller.tried.push(lease.place);
+        self.outcomes.push(Outcome::Cancelled); // until something else is known
+        self.lease = Some(lease);
+        self.caller.handover.open();
+    }
+
+    /// The lease of the attempt under way.
+    #[must_use]
+    pub fn lease(&self) -> Option<&Lease> {
         self.lease.as_ref()
     }
 
-    /// The attempt under way failed before its answer began. Whether to go on; the next server is leased by then. An answer that
-    /// was [`Outcome::Refused`] and cannot go on is the client's.
-    pub fn fails(&mut self, failure: Failure, outcome: Outcome, pool: &Pool) -> bool {
+    /// The attempt under way failed before its answer began. Whether to go on; the next server is leased by then, or will be waited
+    /// for. An answer that was [`Outcome::Refused`] and cannot go on is the client's.
+    pub fn fails(&mut self, failure: Failure, outcome: Outcome, pool: &Arc<Pool>) -> bool {
         let tries = Tries {
-            attempts: self.tried.len(),
-            allowed: pool.settings.attempts,
+            attempts: self.caller.tried.len(),
+            allowed: pool.settings.retry.attempts,
             fresh: self.fresh,
             lost: self.lost,
-            repeat: self.repeat,
+            repeat: self.caller.repeat,
         };
         let next = next(failure, tries);
         if next == Next::Fresh {
@@ -94,10 +132,12 @@ impl Way {
             self.fresh = true;
             return true;
         }
-        if next == Next::Another {
-            self.reserved = pool.pick_another(&self.tried, self.asker, Instant::now());
-        }
-        let goes = self.reserved.is_some();
+        let given = self.caller.handover.close();
+        let goes = next == Next::Another
+            && match given {
+                Some(lease) => self.reserves(Picked::Lease(lease)),
+                None => self.reserves(pool.pick_another(&self.caller, outcome != Outcome::Refused, Instant::now())),
+            };
         if goes {
             self.fresh = false;
             self.lost |= matches!(failure, Failure::Lost | Failure::Untaken);
@@ -108,14 +148,50 @@ impl Way {
         goes
     }
 
+    /// Keeps what was picked for the next attempt. Whether there will be one.
+    fn reserves(&mut self, picked: Picked) -> bool {
+        match picked {
+            Picked::Lease(lease) => self.reserved = Some(lease),
+            Picked::Ticket(_) | Picked::Full => {} // it waits when it goes
+            Picked::None => return false,
+        }
+        true
+    }
+
+    /// The server of the attempt under way has fallen silent, and another one is leased. Whether that is so.
+    pub fn moves(&mut self, pool: &Arc<Pool>) -> bool {
+        self.reserved = self.caller.handover.close();
+        self.fresh = false;
+        self.ends(Outcome::Stalled, pool);
+        self.reserved.is_some()
+    }
+
+    /// Where this request is told that another server is leased for it.
+    #[must_use]
+    pub fn handover(&self) -> &Arc<Handover> {
+        &self.caller.handover
+    }
+
+    /// A byte of the answer has come.
+    pub fn hears(&mut self) {
+        if let Some(lease) = &self.lease {
+            lease.server().speaks(Instant::now());
+        }
+    }
+
     /// How the attempt under way ended, or that its answer began. The server hears of it.
     pub fn ends(&mut self, outcome: Outcome, pool: &Pool) {
         let (Some(last), Some(lease)) = (self.outcomes.last_mut(), &mut self.lease) else { return };
         *last = outcome;
-        if !matches!(outcome, Outcome::Answered | Outcome::Cancelled) {
-            lease.server.failed();
+        if outcome.is_answer() {
+            lease.begins();
+            drop(self.caller.handover.close());
         }
-        let failed = !matches!(outcome, Outcome::Answered | Outcome::Cancelled | Outcome::TimedOut);
+        if !matches!(outcome, Outcome::Answered | Outcome::Cancelled) {
+            lease.server().failed();
+        }
+        let tells = !matches!(outcome, Outcome::Cancelled | Outcome::TimedOut | Outcome::Stalled);
+        let failed = tells && outcome != Outcome::Answered;
         let told = match (outcome, self.later.take()) {
             (_, Some(later)) => Told::Later(later, failed),
             // That an answer begins well decides a trial; the rest of it may still fail.
@@ -125,21 +201,20 @@ impl Way {
             _ => Told::Nothing,
         };
         let reason = if let Told::Later(..) = told { "retry_after" } else { outcome.as_str() };
-        let change = pool.hear(lease, told, reason);
-        self.turn = change.map(|change| Turn { place: lease.place, change, reason }).or(self.turn.take());
+        self.turn = pool.hear(lease, told, reason, Instant::now()).or(self.turn.take());
     }
 
     /// The answer is whole.
     pub fn is_whole(&mut self, pool: &Pool) {
         if let (Some(Outcome::Answered), Some(lease)) = (self.outcomes.last(), &mut self.lease) {
-            pool.hear(lease, Told::Well, "");
+            pool.hear(lease, Told::Well, "", Instant::now());
         }
     }
 
     /// The place of the server of the attempt under way.
     #[must_use]
     pub fn place(&self) -> Option<usize> {
-        self.tried.last().copied()
+        self.caller.tried.last().copied()
     }
 
     /// The server of the attempt under way, as people know it.
@@ -150,7 +225,7 @@ impl Way {
 
     /// Every server tried, by place, and how its attempt ended.
     pub fn attempts(&self) -> impl Iterator<Item = (usize, Outcome)> {
-        self.tried.iter().copied().zip(self.outcomes.iter().copied())
+        self.caller.tried.iter().copied().zip(self.outcomes.iter().copied())
     }
 }
 
@@ -158,7 +233,7 @@ impl Way {
 
 impl Outcome {
     /// All of them, in their order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Answered,
         Self::ServerError,
         Self::Refused,
@@ -166,8 +241,14 @@ impl Outcome {
         Self::Reset,
         Self::TimedOut,
         Self::Truncated,
+        Self::Stalled,
         Self::Cancelled,
     ];
+
+    /// Whether the engine's answer is the client's.
+    fn is_answer(self) -> bool {
+        matches!(self, Self::Answered | Self::ServerError)
+    }
 
     /// The label.
     #[must_use]
@@ -180,6 +261,7 @@ impl Outcome {
             Self::Reset => "reset",
             Self::TimedOut => "timed_out",
             Self::Truncated => "truncated",
+            Self::Stalled => "stalled",
             Self::Cancelled => "cancelled",
         }
     }
@@ -188,10 +270,19 @@ impl Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::tests::pool;
+    use crate::pool::retry::Repeat;
+    use crate::pool::tests::{limited, pool, started};
+    use std::task::{Context, Poll, Waker};
 
     fn way() -> Way {
-        Way { repeat: Repeat::Anywhere, ..Way::default() }
+        Way { caller: Caller { repeat: Repeat::Anywhere, ..Caller::default() }, ..Way::default() }
+    }
+
+    fn goes(way: &mut Way, pool: &Arc<Pool>) -> Option<usize> {
+        match way.go(pool) {
+            Goes::On => way.lease().map(|lease| lease.place),
+            _ => None,
+        }
     }
 
     fn outcomes(way: &Way) -> Vec<(usize, &'static str)> {
@@ -202,9 +293,9 @@ mod tests {
     fn a_connect_failure_goes_to_another_server_until_none_is_left() {
         let pool = pool(&[("a", 1, false), ("b", 1, false)]);
         let mut way = way();
-        assert_eq!(way.go(&pool).map(|lease| lease.place), Some(0));
+        assert_eq!(goes(&mut way, &pool), Some(0));
         assert!(way.fails(Failure::Connect, Outcome::ConnectFailed, &pool));
-        assert_eq!(way.go(&pool).map(|lease| lease.place), Some(1));
+        assert_eq!(goes(&mut way, &pool), Some(1));
         assert_eq!((pool.servers[0].in_flight(), pool.servers[1].in_flight()), (0, 1));
         assert!(!way.fails(Failure::Connect, Outcome::ConnectFailed, &pool));
         assert_eq!(outcomes(&way), [(0, "connect_failed"), (1, "connect_failed")]);
@@ -217,9 +308,9 @@ mod tests {
     fn a_kept_connection_that_dies_is_one_attempt_and_no_error() {
         let pool = pool(&[("a", 1, false), ("b", 1, false)]);
         let mut way = way();
-        assert_eq!(way.go(&pool).map(|lease| lease.place), Some(0));
+        assert_eq!(goes(&mut way, &pool), Some(0));
         assert!(way.fails(Failure::Untaken, Outcome::Reset, &pool));
-        assert_eq!((way.fresh, way.go(&pool).map(|lease| lease.place)), (true, Some(0)));
+        assert_eq!((way.fresh, goes(&mut way, &pool)), (true, Some(0)));
         way.ends(Outcome::Answered, &pool);
         assert_eq!((outcomes(&way), pool.servers[0].errors()), (vec![(0, "answered")], 0));
     }
@@ -228,21 +319,21 @@ mod tests {
     fn a_fresh_connection_that_cannot_be_made_moves_on() {
         let pool = pool(&[("a", 1, false), ("b", 1, false)]);
         let mut way = way();
-        way.go(&pool);
+        goes(&mut way, &pool);
         assert!(way.fails(Failure::Untaken, Outcome::Reset, &pool));
-        way.go(&pool);
+        goes(&mut way, &pool);
         assert!(way.fails(Failure::Connect, Outcome::ConnectFailed, &pool));
-        assert_eq!((way.fresh, way.go(&pool).map(|lease| lease.place)), (false, Some(1)));
+        assert_eq!((way.fresh, goes(&mut way, &pool)), (false, Some(1)));
     }
 
     #[test]
     fn an_answer_that_turns_a_request_away_is_the_clients_where_no_other_server_is_left() {
         let pool = pool(&[("a", 1, false), ("b", 1, false)]);
         let mut way = way();
-        way.go(&pool);
+        goes(&mut way, &pool);
         assert!(way.fails(Failure::Busy, Outcome::Refused, &pool));
         assert_eq!(pool.servers[1].in_flight(), 1, "the next one is leased");
-        way.go(&pool);
+        goes(&mut way, &pool);
         assert!(!way.fails(Failure::Busy, Outcome::Refused, &pool));
         way.ends(Outcome::ServerError, &pool);
         assert_eq!(outcomes(&way), [(0, "refused"), (1, "server_error")]);
@@ -253,18 +344,61 @@ mod tests {
     fn what_an_engine_may_have_begun_goes_to_another_once() {
         let pool = pool(&[("a", 1, false), ("b", 1, false), ("c", 1, false)]);
         let mut way = way();
-        way.go(&pool);
+        goes(&mut way, &pool);
         assert!(way.fails(Failure::Lost, Outcome::Reset, &pool));
-        way.go(&pool);
+        goes(&mut way, &pool);
         assert!(!way.fails(Failure::Lost, Outcome::Reset, &pool));
         assert!(way.fails(Failure::Busy, Outcome::Refused, &pool), "that is another matter");
+    }
+
+    #[test]
+    fn a_request_that_another_server_was_leased_for_moves_there() {
+        let pool = pool(&[("a", 1, false), ("b", 1, false)]);
+        let mut way = way();
+        goes(&mut way, &pool);
+        assert!(way.handover().is_open());
+        pool.silent(0, Instant::now());
+        assert!(way.moves(&pool));
+        assert_eq!((goes(&mut way, &pool), pool.servers[0].in_flight(), pool.servers[0].errors()), (Some(1), 0, 1));
+        way.ends(Outcome::Answered, &pool);
+        assert!(!way.handover().is_open(), "once its answer has begun it stays");
+        assert_eq!(outcomes(&way), [(0, "stalled"), (1, "answered")]);
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_sent_twice_stays_where_it_is() {
+        let pool = pool(&[("a", 1, false), ("b", 1, false)]);
+        let mut way = Way::default();
+        goes(&mut way, &pool);
+        pool.silent(0, Instant::now());
+        assert_eq!((pool.servers[1].in_flight(), way.handover().is_open()), (0, true));
+    }
+
+    #[test]
+    fn a_retry_waits_where_all_others_are_full_unless_it_has_an_answer_to_pass() {
+        for (failure, outcome, waits) in
+            [(Failure::Connect, Outcome::ConnectFailed, true), (Failure::Busy, Outcome::Refused, false)]
+        {
+            let pool = started(limited(&[("a", 1, false), ("b", 1, false)], 9));
+            let (mut way, mut other) = (way(), self::way());
+            goes(&mut way, &pool);
+            goes(&mut other, &pool);
+            assert_eq!(way.fails(failure, outcome, &pool), waits);
+            if waits {
+                let Goes::Waits(mut ticket) = way.go(&pool) else { panic!("it waits") };
+                assert_eq!(pool.servers[0].in_flight(), 0, "its former place is free");
+                drop(other);
+                let lease = ticket.poll(&mut Context::from_waker(Waker::noop()));
+                assert!(matches!(lease, Poll::Ready(lease) if lease.place == 1));
+            }
+        }
     }
 
     #[test]
     fn what_was_too_slow_does_not_go_again() {
         let pool = pool(&[("a", 1, false), ("b", 1, false)]);
         let mut way = way();
-        way.go(&pool);
+        goes(&mut way, &pool);
         assert!(!way.fails(Failure::Other, Outcome::TimedOut, &pool));
         assert_eq!((outcomes(&way), pool.servers[0].errors()), (vec![(0, "timed_out")], 1));
     }

@@ -18,6 +18,7 @@ use crate::config::plan::Plan;
 use crate::live::Live;
 use crate::pool::PoolId;
 use crate::pool::retry::Repeat;
+use crate::pool::traffic::Load;
 use crate::prompt::Dialect;
 use crate::prompt::scan::{rename, scan};
 
@@ -40,6 +41,7 @@ impl Proxy {
             Auth::Key => {
                 let key = live.plan.keys.authenticate(&header.headers, SystemTime::now());
                 let key = x.admitted.key.insert(key.map_err(Rejection::Unauthenticated)?.clone());
+                x.way.caller.key = key.name.clone();
                 if !key.may_use(&route) {
                     return Err(Rejection::RouteNotAllowed.into());
                 }
@@ -78,19 +80,20 @@ impl Proxy {
         };
         x.admitted.model = Some(model);
         x.admitted.pool = Some(pool.clone());
-        x.way.repeat = Repeat::Anywhere;
-        client::wrap(session, Body::Whole(body), x.clock(pool.settings.limits), x.shared.clone())
+        x.way.caller.repeat = Repeat::Anywhere;
+        x.way.caller.load = Load { stream: prompt.stream, bytes: body.len() as u64 };
+        client::wrap(session, Body::Whole(body), x.clock(pool.settings.limits), x)
     }
 
     /// Lets the body stream to the pool.
     async fn stream_to(session: &mut Session, x: &mut Exchange, live: &Live, pool: PoolId) -> Result<()> {
         let pool = live.pool(pool);
         x.admitted.pool = Some(pool.clone());
-        x.way.repeat = if session.is_body_empty() { Repeat::Here } else { Repeat::Never };
+        x.way.caller.repeat = if session.is_body_empty() { Repeat::Here } else { Repeat::Never };
         let (most, silence) = (live.plan.server.max_body, live.plan.server.body_timeout);
         body::welcome(session, most).await?;
         let body = Body::Streamed { silence, most };
-        client::wrap(session, body, x.clock(pool.settings.limits), x.shared.clone())
+        client::wrap(session, body, x.clock(pool.settings.limits), x)
     }
 
     /// Answers from memory which models there are, or what one of them is.

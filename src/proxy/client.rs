@@ -31,7 +31,9 @@ use tokio::time::timeout;
 
 use super::clock::Clock;
 use super::cork::Cork;
-use super::ending::{BODY_SILENT, BODY_TOO_LARGE, UNFINISHED};
+use super::ending::{BODY_SILENT, BODY_TOO_LARGE, MOVED, UNFINISHED};
+use super::exchange::Exchange;
+use crate::pool::handover::Handover;
 
 /// What a request's context and its [`Client`] share.
 #[derive(Default)]
@@ -73,6 +75,8 @@ pub struct Client {
     /// Pieces of a streamed body that the engine has not taken yet.
     lent: Arc<Lent>,
     clock: Clock,
+    /// Where it is told that another server is leased.
+    handover: Arc<Handover>,
     shared: Arc<Shared>,
 }
 
@@ -90,11 +94,12 @@ struct Piece {
 }
 
 /// Puts a [`Client`] in the session's place.
-pub fn wrap(session: &mut Session, body: Body, clock: Clock, shared: Arc<Shared>) -> Result<()> {
+pub fn wrap(session: &mut Session, body: Body, clock: Clock, x: &Exchange) -> Result<()> {
+    let (shared, handover) = (x.shared.clone(), x.way.handover().clone());
     let placeholder = Box::new(ServerSession::new_custom(Box::new(())));
     let mut real = std::mem::replace(&mut session.downstream_session, placeholder);
     let framed = if let Body::Whole(body) = &body { frame(real.req_header_mut(), body.len()) } else { Ok(()) };
-    let client = Client { real: Some(real), body, given: false, lent: Arc::default(), clock, shared };
+    let client = Client { real: Some(real), body, given: false, lent: Arc::default(), clock, handover, shared };
     *session.downstream_session = ServerSession::new_custom(Box::new(client));
     framed
 }
@@ -207,13 +212,14 @@ impl Client {
         if real.body_bytes_read() as u64 > most { Err(Error::new_down(BODY_TOO_LARGE)) } else { piece }
     }
 
-    /// Waits for the client to go, or for the engine's time to be over.
+    /// Waits for the client to go, for the engine's time to be over, or for another server, if no answer has begun.
     ///
     /// What an HTTP/1 client sends after its request, such as its next one, Pingora takes for an error. Here it is dropped,
     /// and the connection ends with the answer, so that the client sends it again.
     async fn watch(&mut self) -> Result<Option<Bytes>> {
-        let Self { real, clock, .. } = self;
+        let Self { real, clock, handover, .. } = self;
         let real = real.as_mut().expect("the real session is there until the drop");
+        let waits = !is_answered(real);
         loop {
             tokio::select! {
                 biased;
@@ -222,6 +228,7 @@ impl Client {
                     gone => return gone,
                 },
                 limit = poll_fn(|cx| clock.poll(cx)) => return Err(Error::new(limit)),
+                () = poll_fn(|cx| handover.poll(cx)), if waits => return Err(Error::new(MOVED)),
             }
         }
     }

@@ -20,6 +20,8 @@ pub const IDLE: ErrorType = ErrorType::new("IdleTimeout");
 pub const TOTAL: ErrorType = ErrorType::new("TotalTimeout");
 /// The engine turned the request away, and another one is leased.
 pub const REFUSED: ErrorType = ErrorType::new("EngineRefused");
+/// The engine has fallen silent, and another one is leased.
+pub const MOVED: ErrorType = ErrorType::new("EngineSilent");
 /// The client's body stopped coming.
 pub const BODY_SILENT: ErrorType = ErrorType::new("BodySilent");
 /// The client's body is larger than it may be.
@@ -68,7 +70,7 @@ pub fn of(error: &Error, begun: bool, limits: &Server) -> (End, Option<Rejection
     }
     let failed = if begun { End::UpstreamTruncated } else { End::Error };
     match (error.etype(), error.esource()) {
-        (kind, _) if LIMITS.contains(kind) => (failed, Some(Rejection::Timeout)),
+        (kind, _) if LIMITS.contains(kind) || *kind == MOVED => (failed, Some(Rejection::Timeout)),
         (kind, _) if *kind == BODY_SILENT => (End::Complete, Some(Rejection::BodyTooSlow(limits.body_timeout))),
         (kind, _) if *kind == BODY_TOO_LARGE => (End::Complete, Some(Rejection::BodyTooLarge(limits.max_body))),
         (kind, _) if *kind == UNFINISHED => (End::UpstreamTruncated, Some(Rejection::Unavailable)),
@@ -140,6 +142,7 @@ pub fn in_words(error: &Error) -> &'static str {
         kind if *kind == IDLE => "it fell silent in its answer",
         kind if *kind == TOTAL => "its answer took too long in all",
         kind if *kind == REFUSED => "it turned the request away",
+        kind if *kind == MOVED => "it fell silent, and another server is asked",
         kind if *kind == UNFINISHED => "its stream ended without its last event",
         other => other.as_str(),
     }

@@ -36,8 +36,12 @@ pub struct Exchange {
     pub admitted: Admitted,
     /// Its way through the pool.
     pub way: Way,
-    /// When its first attempt began.
+    /// When its first attempt began, or its time in the queue.
     pub sent: Option<Instant>,
+    /// How long it was in the queue, if it was.
+    pub queued: Option<Duration>,
+    /// Whether it is there, or was to its end.
+    pub waits: bool,
     /// How its answer fares.
     pub answer: Answer,
     /// What its [`super::client::Client`] shares with it.
@@ -100,6 +104,8 @@ impl Exchange {
             admitted: Admitted::default(),
             way: Way::default(),
             sent: None,
+            queued: None,
+            waits: false,
             answer: Answer {
                 first_byte: None,
                 decided: None,
@@ -169,6 +175,7 @@ impl Exchange {
             stream: admitted.stream,
             bytes_in: admitted.body.max(session.body_bytes_read()),
             bytes_out: session.body_bytes_sent(),
+            queued: self.queued,
             first_byte: self.answer.first_byte.map(|at| at - self.started),
             duration,
             overhead: self.overhead(duration),
@@ -187,6 +194,7 @@ impl Exchange {
     fn left(&self) -> Left {
         match (self.sent, self.answer.first_byte) {
             (None, _) => Left::Request,
+            (Some(_), None) if self.waits => Left::Queued,
             (Some(_), None) => Left::Waiting,
             (Some(_), Some(_)) => Left::Answer,
         }

@@ -47,6 +47,10 @@ pub enum Rejection {
     BodyTooSlow(Duration),
     /// No server is usable; worth another try after this long.
     NoServer(Duration),
+    /// All servers are at their limits, and as many requests wait as may, for up to this long.
+    QueueFull(Duration),
+    /// It waited for this long, and all servers were at their limits.
+    QueueTimeout(Duration),
     /// No server gave an answer.
     Unavailable,
     /// The engine took too long.
@@ -108,7 +112,7 @@ impl Rejection {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::NoServer(after) => Some(*after),
+            Self::NoServer(after) | Self::QueueFull(after) | Self::QueueTimeout(after) => Some(*after),
             Self::TooManyConnections => Some(Duration::from_secs(1)),
             _ => None,
         }
@@ -145,6 +149,8 @@ impl Rejection {
             Self::BodyTooLarge(_) => (413, INVALID, "request_too_large", 8),
             Self::BodyTooSlow(_) => (408, INVALID, "request_timeout", 4),
             Self::NoServer(_) => (503, "overloaded_error", "no_healthy_upstream", 14),
+            Self::QueueFull(_) => (503, "overloaded_error", "queue_full", 14),
+            Self::QueueTimeout(_) => (503, "overloaded_error", "queue_timeout", 14),
             Self::Unavailable => (502, UPSTREAM, "upstream_unavailable", 14),
             Self::Timeout => (504, UPSTREAM, "upstream_timeout", 4),
             Self::UpstreamCredentials => (502, UPSTREAM, "upstream_credentials", 14),
@@ -242,6 +248,14 @@ impl fmt::Display for Rejection {
                 write!(f, "The request body did not arrive: nothing came for {} s.", silence.as_secs_f32())
             }
             Self::NoServer(_) => f.write_str("No server is available for this request now. Try again later."),
+            Self::QueueFull(_) => f.write_str(
+                "All servers for this request are busy, and too many requests wait for them. Try again later.",
+            ),
+            Self::QueueTimeout(waited) => write!(
+                f,
+                "All servers for this request are busy: none came free in {} s. Try again later.",
+                waited.as_secs_f32()
+            ),
             Self::Unavailable => f.write_str("The server for this request failed."),
             Self::Timeout => f.write_str("The server for this request took too long."),
             Self::TooManyConnections => f.write_str("Too many clients are connected; ask again in a moment."),

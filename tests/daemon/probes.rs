@@ -83,9 +83,9 @@ fn what_a_probe_is_answered_decides() {
     for (engine, state, why) in [
         (canned(answer("200")), "up", "probe answered"),
         (canned(answer("204")), "up", "probe answered"),
-        (canned(answer("401")), "up", "probe refused with 401, so it is alive"),
-        (canned(answer("403")), "up", "probe refused with 403, so it is alive"),
-        (canned(answer("429")), "up", "probe refused with 429, so it is alive"),
+        (canned(answer("401")), "up", "alive, but it refuses the probe with 401: see the pool's `api_key`"),
+        (canned(answer("403")), "up", "alive, but it refuses the probe with 403: see the pool's `api_key`"),
+        (canned(answer("429")), "up", "busy: it refused the probe with 429"),
         (canned(answer("404")), "down", "the probe was answered with 404"),
         (canned(answer("500")), "down", "the probe was answered with 500"),
         (canned(answer("503")), "down", "the probe was answered with 503"),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use forebay::pool::server::State;
+use forebay::pool::health::State;
 
 use crate::client::{Client, VERSIONS, Version, prompt};
 use crate::harness::{Forebay, eventually, in_front_of};

@@ -152,12 +152,12 @@ impl Builder {
         let bound = listen::bind(&plan.server.listen).unwrap().remove(0);
         let address = listen::address(&bound).parse().unwrap();
         let live = Live::new(plan, None);
-        let probes = Probes::start(&live);
         let current = Arc::new(Current::new(live));
         let log = Buffer::default();
         let access_log = AccessLog::new(Sink::new(log.clone()).unwrap());
         access_log.set(&Destination::Stderr, Format::Json).unwrap();
         let observer = Arc::new(Observer { metrics: Metrics::new().unwrap(), access_log });
+        let probes = Probes::start(&current.live(), &observer);
         let proxy = Proxy::new(current.clone(), observer.clone(), connection::header_complete);
         let (stop, stopped) = watch::channel(false);
         let (open, opened) = mpsc::channel(1);
@@ -172,11 +172,12 @@ impl Builder {
     fn plan(&self) -> Plan {
         static FILES: AtomicUsize = AtomicUsize::new(0);
         let Self { server, servers, pool, health, rest } = self;
+        let retry = if rest.contains("[pool.p.retry]") { "" } else { "[pool.p.retry]\nslow_start = \"0s\"" };
         let path = if health.contains("path") { "" } else { "path = \"/probe\"" };
         let (servers, key) = (servers.join(", "), key("team", SECRET, "models = [\"*\"]"));
         let text = format!(
             "[server]\nlisten = [\"127.0.0.1:0\"]\n{server}\n\
-             [pool.p]\nservers = [{servers}]\n{pool}\n[pool.p.health]\n{path}\n{health}\n\
+             [pool.p]\nservers = [{servers}]\n{pool}\n[pool.p.health]\n{path}\n{health}\n{retry}\n\
              [model.m]\npool = \"p\"\n{key}\n{rest}"
         );
         let name = format!("forebay-{}-{}.toml", std::process::id(), FILES.fetch_add(1, Relaxed));
@@ -214,7 +215,7 @@ impl Forebay {
     /// How the attempts of all requests that were logged ended, by the metrics: `s0 refused 1, s1 answered 2`.
     pub(crate) fn outcomes(&self) -> String {
         const COUNTED: &str = "forebay_upstream_attempts_total{";
-        let text = self.observer.metrics.text(0, 0, std::iter::empty()).unwrap();
+        let text = self.observer.metrics.text(0, 0, std::iter::empty(), std::iter::empty()).unwrap();
         let label =
             |line: &str, name: &str| line.split(&format!("{name}=\"")).nth(1)?.split('"').next().map(String::from);
         let line = |line: &str| {

@@ -36,6 +36,13 @@ struct Config {
 #[derive(Debug, Deserialize)]
 struct Pool {
     servers: Vec<Server>,
+    queue: Option<Queue>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Queue {
+    waiting: u64,
+    size: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -111,7 +118,8 @@ pub(super) fn table(report: &Report, rates: Option<&Rates>, now: Timestamp) -> S
     }
     let mut lines = vec![Line::Cells(head.into_iter().map(str::to_owned).collect())];
     for (pool, all) in &report.pools {
-        lines.push(Line::Whole(0, pool.clone()));
+        let queue = all.queue.as_ref().map(|queue| format!(": {} of {} in the queue", queue.waiting, queue.size));
+        lines.push(Line::Whole(0, format!("{pool}{}", queue.unwrap_or_default())));
         for server in &all.servers {
             lines.push(Line::Cells(cells(server, rates.map(|rates| rates.of(pool, &server.name)), now)));
             let is_well = server.state == "up" && server.why == WELL;
@@ -228,11 +236,12 @@ fn short(text: &str, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     use serde_json::{Value, json};
 
-    use crate::pool::server::{self, Probed, Rules};
+    use crate::pool::health::{Probed, Rules};
+    use crate::pool::server;
     use crate::pool::settings::Address;
 
     const NOW: &str = "2026-01-02T00:00:00Z";
@@ -262,21 +271,24 @@ mod tests {
         let llama = [
             server("gpu1", "up", WELL, 1234),
             server("gpu2", "down", "the probe was answered with 503", 7),
-            server("gpu3", "up", "probe refused with 401, so it is alive", 0),
+            server("gpu3", "up", "alive, but it refuses the probe with 401: see the pool's `api_key`", 0),
         ];
-        let report = report(42, &json!({"llama": {"servers": llama}, "empty": {"servers": [], "queue": 3}}));
+        let report = report(
+            42,
+            &json!({"llama": {"servers": llama, "queue": {"waiting": 3, "size": 100, "timeout_ms": 1}}, "empty": {"servers": [], "queue": null}}),
+        );
         let expected = "\
 forebay 1.2.3, pid 42, up 2d
 configuration loaded 2h ago: /etc/forebay/forebay.toml
 
 SERVER  STATE  SINCE  IN FLIGHT  REQUESTS  ERRORS  PROBED
 empty
-llama
+llama: 3 of 100 in the queue
   gpu1  up        3m          1      1234       2      2s
   gpu2  down      3m          1         7       2      2s
     the probe was answered with 503
   gpu3  up        3m          1         0       2      2s
-    probe refused with 401, so it is alive
+    alive, but it refuses the probe with 401: see the pool's `api_key`
 ";
         assert_eq!(table(&report, None, now()), expected);
     }
@@ -393,8 +405,8 @@ llama
 
     #[test]
     fn a_server_that_is_well_is_so_in_the_daemons_words() {
-        let server = server::Server::new(Address::new("127.0.0.1", 1));
-        server.observe(Probed::Alive, Rules { rise: 1, fall: 1 }, SystemTime::now());
-        assert_eq!(server.health(std::time::Instant::now()).why, WELL);
+        let server = server::Server::new(Address::new("127.0.0.1", 1), false);
+        server.observe(Probed::Alive, Rules { rise: 1, fall: 1 }, Instant::now());
+        assert_eq!(server.health(Instant::now()).why, WELL);
     }
 }

@@ -10,13 +10,17 @@ use super::{Compiler, some};
 use crate::config::{self, Engine, Spanned};
 use crate::pool::Settings;
 use crate::pool::eject;
-use crate::pool::server::Rules;
-use crate::pool::settings::{self, Address, Check, Headers, Health, Limits};
+use crate::pool::health::Rules;
+use crate::pool::settings::{self, Address, Check, Headers, Health, Limits, Queue, Retry};
+
+/// The largest weight: with it and the share that it may climb by, all arithmetic is exact.
+const HEAVIEST: u32 = 10_000;
 
 impl Compiler<'_> {
     pub(super) fn pool(&mut self, name: &str, pool: &config::Pool) -> Settings {
         let written = pool.servers.get_ref();
-        let servers: Vec<settings::Server> = written.iter().map(|server| self.pool_server(server.get_ref())).collect();
+        let servers: Vec<settings::Server> =
+            written.iter().map(|server| self.pool_server(server.get_ref(), pool)).collect();
         self.once("the server", written.iter().map(|server| &server.get_ref().address));
         let names = || written.iter().filter_map(|server| server.get_ref().name.as_ref());
         self.once("the server name", names());
@@ -33,6 +37,7 @@ impl Compiler<'_> {
             self.path("path_prefix", written);
         }
         let health = self.health(pool.engine, &pool.health, &servers);
+        let queue = self.queue(pool, &servers);
         Settings {
             name: name.into(),
             servers,
@@ -48,14 +53,34 @@ impl Compiler<'_> {
                 total: some(pool.timeouts.total),
             },
             idle_timeout: pool.connections.idle_timeout,
-            attempts: pool.retry.attempts.get() as usize,
-            budget: pool.retry.budget.0,
             eject: eject::Rules {
                 failures: pool.eject.failures.get(),
                 duration: pool.eject.duration,
                 max: pool.eject.max.0,
+                stall: some(pool.eject.stall),
+                stall_per_100kb: pool.eject.stall_per_100kb,
             },
+            retry: Retry {
+                attempts: pool.retry.attempts.get() as usize,
+                budget: pool.retry.budget.0,
+                slow_start: pool.retry.slow_start,
+            },
+            queue,
         }
+    }
+
+    /// Who may wait, where any server has a limit: nobody, unless the pool says who.
+    fn queue(&mut self, pool: &config::Pool, servers: &[settings::Server]) -> Option<Queue> {
+        let limited = servers.iter().any(|server| server.max_in_flight > 0);
+        if let (Some(queue), false) = (&pool.queue, limited) {
+            let message = "no server of this pool has a limit, so nothing ever waits; give the pool a `max_in_flight`";
+            self.fault(&queue.span(), message);
+        }
+        let (size, timeout) = match pool.queue.as_ref().map(Spanned::get_ref) {
+            Some(queue) => (queue.size.get() as usize, queue.timeout),
+            None => (0, config::Queue::default().timeout),
+        };
+        limited.then_some(Queue { size, timeout })
     }
 
     /// What is changed in the header of each request to a pool's servers.
@@ -129,13 +154,22 @@ impl Compiler<'_> {
         })
     }
 
-    fn pool_server(&mut self, server: &config::Server) -> settings::Server {
+    fn pool_server(&mut self, server: &config::Server, pool: &config::Pool) -> settings::Server {
         let address = server.address.get_ref();
         if let Some(name) = server.name.as_ref().filter(|name| name.get_ref().is_empty()) {
             self.fault(&name.span(), "a server's name is empty; leave it out to name the server by its address");
         }
         let name = server.name.as_ref().map_or_else(|| address.to_string(), |name| name.get_ref().clone());
-        settings::Server { name: name.into(), address: address.clone(), weight: server.weight, backup: server.backup }
+        if server.weight > HEAVIEST {
+            self.fault(&server.address.span(), format!("a server's weight is at most {HEAVIEST}"));
+        }
+        settings::Server {
+            name: name.into(),
+            address: address.clone(),
+            weight: server.weight.min(HEAVIEST),
+            backup: server.backup,
+            max_in_flight: server.max_in_flight.unwrap_or(pool.max_in_flight),
+        }
     }
 
     fn health(&mut self, engine: Engine, health: &config::Health, servers: &[settings::Server]) -> Health {
