@@ -197,6 +197,13 @@ impl Forebay {
         pool.servers[n].clone()
     }
 
+    /// Waits until so many requests are in the queue of pool `p`.
+    pub(crate) async fn queued(&self, wanted: usize) {
+        let live = self.current.live();
+        let pool = live.pools().find(|pool| &*pool.settings.name == "p").unwrap();
+        eventually(&format!("{wanted} in the queue"), || (pool.queued() == wanted).then_some(())).await;
+    }
+
     /// The next line of the access log that was not read yet.
     pub(crate) async fn record(&self) -> Value {
         let place = self.read.fetch_add(1, Relaxed);

@@ -34,6 +34,8 @@ struct State {
     /// Whether the script is asked as soon as the header is there.
     early: bool,
     healthy: AtomicBool,
+    /// Whether probes are answered at all.
+    probed: AtomicBool,
     asked: Mutex<Vec<Arc<Asked>>>,
     connections: AtomicUsize,
     open: Mutex<Vec<AbortHandle>>,
@@ -110,6 +112,7 @@ impl Engine {
             script: Box::new(script),
             early,
             healthy: AtomicBool::new(true),
+            probed: AtomicBool::new(true),
             asked: Mutex::default(),
             connections: AtomicUsize::new(0),
             open: Mutex::default(),
@@ -151,6 +154,11 @@ impl Engine {
     /// Answers probes well, or with 503.
     pub(crate) fn be_healthy(&self, healthy: bool) {
         self.state.healthy.store(healthy, SeqCst);
+    }
+
+    /// Leaves probes without an answer from now on.
+    pub(crate) fn ignore_probes(&self) {
+        self.state.probed.store(false, SeqCst);
     }
 
     /// Request number `n`, as soon as its header is there.
@@ -360,6 +368,9 @@ async fn serve(state: Arc<State>, mut stream: TcpStream, connection: usize) {
     let mut ahead = BytesMut::new();
     while let Some(head) = head(&mut stream, &mut ahead).await {
         if head.starts_with("GET /probe ") {
+            if !state.probed.load(SeqCst) {
+                return until_closed(&mut stream.split().0, &mut ahead).await;
+            }
             let status = if state.healthy.load(SeqCst) { 200 } else { 503 };
             let answer = format!("HTTP/1.1 {status} Status\r\ncontent-length: 0\r\n\r\n");
             if stream.write_all(answer.as_bytes()).await.is_err() {
