@@ -576,6 +576,7 @@ mod tests {
             api_key = ""
             set_headers = {}
             remove_headers = []
+            max_in_flight = 0
             [pool.x.health]
             port = 0
             interval = "5s"
@@ -586,6 +587,8 @@ mod tests {
             failures = 5
             duration = "10s"
             max = "50%"
+            stall = "60s"
+            stall_per_100kb = "5s"
             [pool.x.timeouts]
             connect = "1s"
             first_byte = "300s"
@@ -596,6 +599,7 @@ mod tests {
             [pool.x.retry]
             attempts = 3
             budget = "20%"
+            slow_start = "30s"
             [model.m]
             pool = "x"
             owned_by = "forebay"

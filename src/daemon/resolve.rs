@@ -17,6 +17,8 @@ const AGE: Duration = Duration::from_secs(30);
 pub struct Resolver {
     answers: Vec<SocketAddr>,
     asked: Option<Instant>,
+    /// Whether the name resolved when it was last asked for.
+    lost: bool,
 }
 
 // === impl Resolver ===
@@ -37,9 +39,17 @@ impl Resolver {
         if !fresh {
             self.asked = Some(Instant::now());
             match lookup_host((&**host, *port)).await {
-                Ok(answers) => self.answers = answers.collect(),
+                Ok(answers) => {
+                    self.answers = answers.collect();
+                    if std::mem::take(&mut self.lost) {
+                        log::info!("{host} resolves again");
+                    }
+                }
                 Err(e) if self.answers.is_empty() && known.is_none() => {
                     return Err(format!("{host} does not resolve: {e}"));
+                }
+                Err(e) if !std::mem::replace(&mut self.lost, true) => {
+                    log::warn!("{host} no longer resolves, so its last address is kept: {e}");
                 }
                 Err(_) => {}
             }

@@ -233,7 +233,7 @@ def test_clients_that_leave_are_counted_by_how_far_they_came(world):
         for sample in world.families()["forebay_client_aborts"].samples
         if sample.name.endswith("_total")
     }
-    assert phases == {"request", "waiting", "answer"}
+    assert phases == {"request", "queued", "waiting", "answer"}
     until("the engine is free", lambda: world.value("forebay_in_flight") == 0)
 
 

@@ -196,6 +196,7 @@ def test_the_whole_configuration_has_every_key_of_the_code():
         "Timeouts": pool["timeouts"],
         "Connections": pool["connections"],
         "Retry": pool["retry"],
+        "Queue": pool["queue"],
         "Model": model,
         "Route": routes,
         "Key": root["key"][0],
