@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 use crate::configuration::Configuration;
 use crate::http::{Answer, Client};
@@ -44,6 +46,8 @@ pub(crate) struct Forebay {
 /// A running `forebay engine`, or the address at which one ran.
 pub(crate) struct Engine {
     process: Option<Process>,
+    /// The address while nobody listens there, lest the system give it to somebody else.
+    held: Option<Socket>,
     name: String,
     flags: Vec<String>,
     /// Where it listens.
@@ -330,15 +334,17 @@ impl Forebay {
 impl Engine {
     /// A stand-in engine with these flags.
     pub(crate) fn start(name: &str, flags: &[&str]) -> Self {
-        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let mut engine = Self { process: None, name: name.to_owned(), flags, address: "127.0.0.1:0".to_owned() };
-        engine.restart();
+        let address = "127.0.0.1:0".to_owned();
+        let mut engine = Self { process: None, held: None, name: name.to_owned(), flags: vec![], address };
+        engine.restart_with(flags);
         engine
     }
 
-    /// Ends it at once.
+    /// Ends it at once. Who connects to its address is refused.
     pub(crate) fn kill(&mut self) {
-        self.process = None;
+        if self.process.take().is_some() {
+            self.held = Some(hold(&self.address));
+        }
     }
 
     /// Starts it again at its address.
@@ -353,5 +359,21 @@ impl Engine {
         });
         self.address = address;
         self.process = Some(process);
+        self.held = None;
     }
+
+    /// The same with these flags from now on.
+    pub(crate) fn restart_with(&mut self, flags: &[&str]) {
+        self.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        self.restart();
+    }
+}
+
+/// A bound socket that does not listen. With both sides ready to share it, an engine can listen at its address all the same.
+fn hold(address: &str) -> Socket {
+    let address: SocketAddr = address.parse().expect("an address");
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("a socket");
+    socket.set_reuse_address(true).expect("an option");
+    socket.bind(&address.into()).expect("its address is free");
+    socket
 }

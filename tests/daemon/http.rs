@@ -129,6 +129,12 @@ impl Client {
     /// Reads an answer whole.
     pub(crate) fn answer(&mut self) -> io::Result<Answer> {
         let mut answer = self.header()?;
+        self.body(&mut answer)?;
+        Ok(answer)
+    }
+
+    /// Reads the body of an answer whose header is read. What came before an error is in it too, if it came in chunks.
+    pub(crate) fn body(&mut self, answer: &mut Answer) -> io::Result<()> {
         if let Some(length) = answer.headers.get("content-length") {
             answer.body = vec![0; length.parse().map_err(io::Error::other)?];
             self.0.read_exact(&mut answer.body)?;
@@ -143,10 +149,11 @@ impl Client {
         } else if answer.status != 204 {
             self.0.read_to_end(&mut answer.body)?;
         }
-        Ok(answer)
+        Ok(())
     }
 
-    fn header(&mut self) -> io::Result<Answer> {
+    /// Reads the header of an answer.
+    pub(crate) fn header(&mut self) -> io::Result<Answer> {
         let status = self.line()?;
         let status = status.split(' ').nth(1).and_then(|code| code.parse().ok());
         let status = status.ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "no status line"))?;

@@ -10,7 +10,7 @@ use crate::harness::{Engine, Folder, Forebay, forebay, until};
 use crate::http::{Client, canned, chat};
 
 /// Waits until the server is in this state, and tells why it is.
-fn until_state(forebay: &Forebay, place: usize, state: &str) -> String {
+pub(crate) fn until_state(forebay: &Forebay, place: usize, state: &str) -> String {
     until(format!("server {place} is {state}: {}", forebay.server("p", place)), || {
         let server = forebay.server("p", place);
         (server["state"] == state).then(|| server["why"].as_str().unwrap_or_default().to_owned())
