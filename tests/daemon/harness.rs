@@ -347,6 +347,10 @@ impl Engine {
         }
     }
 
+    pub(crate) fn signal(&self, name: &str) {
+        self.process.as_ref().expect("it runs").signal(name);
+    }
+
     /// Starts it again at its address.
     pub(crate) fn restart(&mut self) {
         self.kill();
