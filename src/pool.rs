@@ -242,8 +242,8 @@ impl Pool {
         let mut next = now + rules.stall.unwrap_or(Duration::MAX / 2).min(LONGEST);
         for (place, server) in self.servers.iter().enumerate() {
             if server.stalls_at(rules).is_some_and(|at| at <= now) {
-                server.fall_silent(now);
                 turns.extend(self.tell(place, STALLED, now));
+                server.fall_silent(now); // after it is left alone: what came before that is left behind
             }
             if self.move_from(place, now) > 0 {
                 next = next.min(now + traffic::AGAIN);
@@ -640,6 +640,25 @@ mod tests {
         pool.stalls(next);
         assert_eq!(waits.handover.close().map(|lease| lease.place), Some(1));
         drop(stuck);
+    }
+
+    #[test]
+    fn the_trial_of_a_silent_server_has_the_same_time_and_moves_on_even_if_it_is_not_streamed() {
+        let pool = stalling(&[("a", 1, false), ("b", 1, false)]);
+        let began = Instant::now();
+        let stuck = leased(pool.pick(&streamed(), began)).unwrap(); // at a
+        pool.stalls(began + Duration::from_secs(60));
+        drop(stuck);
+        let suspect = began + Duration::from_secs(70);
+        let plain = Caller { load: traffic::Load { stream: false, bytes: 10 }, ..having_tried(&[]) };
+        let leases: Vec<Lease> = (0..2).filter_map(|_| leased(pool.pick(&plain, suspect))).collect();
+        plain.handover.open();
+        assert!(pool.stalls(suspect + Duration::from_secs(59)).0.is_empty());
+        let (turns, _) = pool.stalls(suspect + Duration::from_secs(60));
+        let change = eject::Change::Ejected(Duration::from_secs(20));
+        assert_eq!(turns, [Turn { place: 0, change, reason: "stall" }]);
+        assert_eq!(plain.handover.close().map(|lease| lease.place), Some(1));
+        drop(leases);
     }
 
     proptest! {

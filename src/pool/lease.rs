@@ -33,7 +33,7 @@ impl Lease {
         caller.tried.push(place);
         let load = caller.load;
         let waiter = caller.may_move(&pool).then(|| Waiter { pool: pool.clone(), caller });
-        let (trial, waiting) = pool.servers[place].enter(load, waiter, now);
+        let (trial, load, waiting) = pool.servers[place].enter(load, waiter, now);
         Self { pool, place, load, trial, waits: true, waiting }
     }
 

@@ -323,15 +323,17 @@ impl Server {
         self.heard.store(u64::try_from(since).unwrap_or(u64::MAX), Relaxed);
     }
 
-    /// A request goes there. The number of the trial, if it is its trial, and where it waits for its first byte, if another server
-    /// could have it.
-    pub(super) fn enter(&self, load: Load, waiter: Option<Waiter>, now: Instant) -> (Option<u32>, Option<usize>) {
+    /// A request goes there. The number of the trial, if it is its trial; what it counts as; and where it waits for its first byte,
+    /// if another server could have it.
+    pub(super) fn enter(&self, load: Load, waiter: Option<Waiter>, now: Instant) -> (Option<u32>, Load, Option<usize>) {
         self.in_flight.fetch_add(1, Relaxed);
         self.requests.fetch_add(1, Relaxed);
         let trial = if self.plain.load(Relaxed) { None } else { self.condition.lock().record.taken(now) };
-        let known = waiter.is_some() || load.is_prompt() || trial.is_some();
-        let place = if known { self.traffic.lock().enter(load, waiter, trial.is_some(), now) } else { None };
-        (trial, place)
+        if waiter.is_none() && !load.is_prompt() && trial.is_none() {
+            return (None, load, None);
+        }
+        let (load, place) = self.traffic.lock().enter(load, waiter, trial.is_some(), self.heard(), now);
+        (trial, load, place)
     }
 
     /// A request's answer begins, or it is over without one.
@@ -460,7 +462,7 @@ mod tests {
             server.hear(heard(told, None), &EJECT, Instant::now());
             assert_eq!(climb(&server)[..9], [0; 9]);
             let later = Instant::now() + Duration::from_secs(11);
-            let (trial, _) = server.enter(Load::default(), None, later);
+            let (trial, ..) = server.enter(Load::default(), None, later);
             assert_eq!(server.weight(3, Duration::ZERO, later), 0, "its trial is under way");
             server.hear(heard(Told::Well, trial), &EJECT, Instant::now());
             assert_eq!(climb(&server)[0], share);

@@ -27,8 +27,15 @@ pub(super) struct Traffic {
     quiet: Instant,
     /// When it was found to have fallen silent.
     silent: Option<Instant>,
-    /// Those without a first byte that another server could answer, and since when.
-    waiting: Slab<(Instant, Waiter)>,
+    /// Those without a first byte that another server could answer.
+    waiting: Slab<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    waiter: Waiter,
+    /// Whether it was there when the server was found to be silent.
+    behind: bool,
 }
 
 // === impl Traffic ===
@@ -38,21 +45,31 @@ impl Traffic {
         Self { streams: 0, bytes: 0, quiet: now, silent: None, waiting: Slab::new() }
     }
 
-    /// A request goes there; `trial`: to see whether the server answers. Where it waits, if another server could have it.
-    pub(super) fn enter(&mut self, load: Load, waiter: Option<Waiter>, trial: bool, now: Instant) -> Option<usize> {
+    /// A request goes there; `trial`: to see whether the server answers. `heard`: its last byte. What the request counts as, and where
+    /// it waits, if another server could have it.
+    ///
+    /// The trial of a server that is silent is watched as a stream is: else one that is not streamed would be bound to it.
+    pub(super) fn enter(
+        &mut self,
+        load: Load,
+        waiter: Option<Waiter>,
+        trial: bool,
+        heard: Instant,
+        now: Instant,
+    ) -> (Load, Option<usize>) {
+        let load = Load { stream: load.stream || trial && self.is_silent(heard), ..load };
         if trial || load.stream && self.streams == 0 {
             self.quiet = now;
         }
         self.streams += u32::from(load.stream);
         self.bytes += load.bytes;
-        waiter.map(|waiter| self.waiting.insert((now, waiter)))
+        (load, waiter.map(|waiter| self.waiting.insert(Waiting { waiter, behind: false })))
     }
 
     /// Its answer begins, or it is over without one. What was kept of it, to be dropped outside of any lock.
     pub(super) fn begins(&mut self, load: Load, place: Option<usize>) -> Option<Waiter> {
         self.bytes -= load.bytes;
-        let (_, waiter) = self.waiting.try_remove(place?)?;
-        Some(waiter)
+        self.waiting.try_remove(place?).map(|waiting| waiting.waiter)
     }
 
     /// A request leaves.
@@ -70,13 +87,17 @@ impl Traffic {
     /// It has fallen silent, whether by a stall or by its probes. From now on silence counts anew.
     pub(super) fn fall_silent(&mut self, now: Instant) {
         (self.silent, self.quiet) = (Some(now), now);
+        self.waiting.iter_mut().for_each(|(_, waiting)| waiting.behind = true);
     }
 
-    /// The requests that a silent server has kept waiting since before it was found to be; none if a byte was `heard` since.
+    /// The requests that a silent server has kept waiting since it was found to be; none if a byte was `heard` since.
     pub(super) fn left_behind(&self, heard: Instant) -> impl Iterator<Item = &Waiter> {
-        let silent = self.silent.filter(|silent| heard < *silent);
-        let waiting = self.waiting.iter().map(|(_, waiting)| waiting);
-        waiting.filter(move |(since, _)| silent.is_some_and(|silent| *since <= silent)).map(|(_, waiter)| waiter)
+        let silent = self.is_silent(heard);
+        self.waiting.iter().filter(move |(_, waiting)| silent && waiting.behind).map(|(_, waiting)| &waiting.waiter)
+    }
+
+    fn is_silent(&self, heard: Instant) -> bool {
+        self.silent.is_some_and(|silent| heard < silent)
     }
 }
 
@@ -119,11 +140,11 @@ mod tests {
             traffic.stalls_at(heard, &RULES).map(|at| at.saturating_duration_since(began).as_secs())
         };
         assert_eq!(stalls(&traffic, began), None);
-        traffic.enter(Load { stream: false, bytes: 200_000 }, None, false, at(10));
+        traffic.enter(Load { stream: false, bytes: 200_000 }, None, false, began, at(10));
         assert_eq!(stalls(&traffic, began), None, "what is not streamed stalls nothing by itself");
-        traffic.enter(stream(100_000), None, false, at(100));
+        traffic.enter(stream(100_000), None, false, began, at(100));
         assert_eq!(stalls(&traffic, began), Some(100 + 60 + 15), "from the first stream on, with three allowances");
-        traffic.enter(stream(0), None, false, at(150));
+        traffic.enter(stream(0), None, false, began, at(150));
         assert_eq!(stalls(&traffic, began), Some(175), "further ones do not put it off");
         assert_eq!(stalls(&traffic, at(120)), Some(195), "a byte does");
         traffic.begins(Load { stream: false, bytes: 200_000 }, None);
@@ -134,10 +155,11 @@ mod tests {
         assert_eq!(stalls(&traffic, at(120)), Some(180), "a stream under way may stall it too");
         traffic.fall_silent(at(180));
         assert_eq!(stalls(&traffic, at(120)), Some(240), "it counts anew");
-        traffic.enter(stream(0), None, true, at(200));
+        let trial = traffic.enter(Load::default(), None, true, at(120), at(200)).0;
         assert_eq!(stalls(&traffic, at(120)), Some(260), "a trial has its whole time");
+        assert_eq!(trial, stream(0), "even if it is none");
         traffic.leave(stream(0));
-        traffic.leave(stream(0));
+        traffic.leave(trial);
         assert_eq!(stalls(&traffic, at(120)), None);
     }
 
@@ -147,11 +169,11 @@ mod tests {
         let later = began + Duration::from_secs(9);
         let mut traffic = Traffic::new(began);
         let waiter = || Some(Waiter { pool: pool(&[]), caller: Caller::default() });
-        let first = traffic.enter(stream(1), waiter(), false, began);
-        let second = traffic.enter(stream(1), waiter(), false, began);
+        let (_, first) = traffic.enter(stream(1), waiter(), false, began, began);
+        let (_, second) = traffic.enter(stream(1), waiter(), false, began, began);
         assert_eq!(traffic.left_behind(began).count(), 0);
         traffic.fall_silent(later);
-        traffic.enter(stream(1), waiter(), true, later + Duration::from_secs(1));
+        traffic.enter(stream(1), waiter(), true, began, later);
         assert_eq!(traffic.left_behind(began).count(), 2);
         traffic.begins(stream(1), first);
         assert_eq!(traffic.left_behind(began).count(), 1);
