@@ -18,7 +18,7 @@ pub use metrics::{Gauged, Metrics};
 use crate::access::key::Refused;
 use crate::pool::Pool;
 use crate::pool::eject::Change;
-use crate::pool::way::{Outcome, Turn};
+use crate::pool::way::{News, Outcome};
 
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -139,9 +139,9 @@ impl Observer {
     }
 
     /// Something changed for a server of this pool by what its requests met.
-    pub fn turned(&self, pool: &Pool, turn: &Turn) {
-        let (name, server, reason) = (&pool.settings.name, &pool.settings.servers[turn.place].name, turn.reason);
-        match turn.change {
+    pub fn announce(&self, pool: &Pool, news: &News) {
+        let (name, server, reason) = (&pool.settings.name, &pool.settings.servers[news.place].name, news.reason);
+        match news.change {
             Change::Back { asked: false } => log::info!("server {name}/{server} is back: its trial went well"),
             Change::Back { asked: true } => log::info!("server {name}/{server} is back: it answers again"),
             Change::Ejected(lasts) => {

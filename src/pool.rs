@@ -35,7 +35,7 @@ use eject::{Standing, Told};
 use queue::Queue;
 use retry::Budget;
 use server::Heard;
-use way::Turn;
+use way::News;
 
 /// A pool's place in the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -213,7 +213,7 @@ impl Pool {
 
     /// What an attempt tells of its server, and why. What changed by that, if anything did. Never more of the pool is ejected than
     /// may be.
-    pub fn hear(&self, lease: &mut Lease, told: Told, why: &'static str, now: Instant) -> Option<Turn> {
+    pub fn hear(&self, lease: &mut Lease, told: Told, why: &'static str, now: Instant) -> Option<News> {
         if told == Told::Well && !lease.is_trial() && lease.server().is_clean() {
             return None; // by far the most
         }
@@ -221,7 +221,7 @@ impl Pool {
         self.tell(lease.place, heard, now)
     }
 
-    fn tell(&self, place: usize, heard: Heard, now: Instant) -> Option<Turn> {
+    fn tell(&self, place: usize, heard: Heard, now: Instant) -> Option<News> {
         let chooser = self.chooser.lock(); // what is counted stays so until it is decided
         let ejected = self.servers.iter().filter(|server| server.standing(now) != Standing::Well).count();
         let rules = &self.settings.eject;
@@ -231,18 +231,18 @@ impl Pool {
         if let eject::Change::Back { .. } = change {
             self.serve(now);
         }
-        Some(Turn { place, change, reason: heard.why })
+        Some(News { place, change, reason: heard.why })
     }
 
     /// Ejects the servers that have stalled, and has the requests that wait there for their first byte go elsewhere as far as they
     /// can. What changed, and when to look again.
-    pub fn stalls(&self, now: Instant) -> (Vec<Turn>, Instant) {
+    pub fn stalls(&self, now: Instant) -> (Vec<News>, Instant) {
         let rules = &self.settings.eject;
-        let mut turns = vec![];
+        let mut news = vec![];
         let mut next = now + rules.stall.unwrap_or(Duration::MAX / 2).min(LONGEST);
         for (place, server) in self.servers.iter().enumerate() {
             if server.stalls_at(rules).is_some_and(|at| at <= now) {
-                turns.extend(self.tell(place, STALLED, now));
+                news.extend(self.tell(place, STALLED, now));
                 server.fall_silent(now); // after it is left alone: what came before that is left behind
             }
             if self.move_from(place, now) > 0 {
@@ -250,7 +250,7 @@ impl Pool {
             }
             next = server.stalls_at(rules).map_or(next, |at| next.min(at));
         }
-        (turns, next)
+        (news, next)
     }
 
     /// The probes of a server have found it silent: the requests that wait there go elsewhere as far as they can.
@@ -613,11 +613,11 @@ mod tests {
         under_way.begins();
         speaks.handover.close();
         pool.servers[1].speaks(began + Duration::from_secs(30));
-        let (turns, next) = pool.stalls(began + Duration::from_secs(59));
-        assert_eq!((turns, next), (vec![], began + Duration::from_secs(60)));
-        let (turns, _) = pool.stalls(began + Duration::from_secs(60));
+        let (news, next) = pool.stalls(began + Duration::from_secs(59));
+        assert_eq!((news, next), (vec![], began + Duration::from_secs(60)));
+        let (news, _) = pool.stalls(began + Duration::from_secs(60));
         let change = eject::Change::Ejected(Duration::from_secs(10));
-        assert_eq!(turns, [Turn { place: 0, change, reason: "stall" }]);
+        assert_eq!(news, [News { place: 0, change, reason: "stall" }]);
         let moved = waits.handover.close().unwrap();
         assert_eq!((moved.place, speaks.handover.close().is_none()), (1, true));
         assert_eq!(pool.servers[1].in_flight(), 2);
@@ -654,9 +654,9 @@ mod tests {
         let leases: Vec<Lease> = (0..2).filter_map(|_| leased(pool.pick(&plain, suspect))).collect();
         plain.handover.open();
         assert!(pool.stalls(suspect + Duration::from_secs(59)).0.is_empty());
-        let (turns, _) = pool.stalls(suspect + Duration::from_secs(60));
+        let (news, _) = pool.stalls(suspect + Duration::from_secs(60));
         let change = eject::Change::Ejected(Duration::from_secs(20));
-        assert_eq!(turns, [Turn { place: 0, change, reason: "stall" }]);
+        assert_eq!(news, [News { place: 0, change, reason: "stall" }]);
         assert_eq!(plain.handover.close().map(|lease| lease.place), Some(1));
         drop(leases);
     }

@@ -70,9 +70,9 @@ impl Proxy {
 
     /// Says what changed for a server by the attempt that has just ended.
     fn tell(&self, x: &mut Exchange) {
-        if let (Some(turn), Some(pool)) = (x.way.turn.take(), &x.admitted.pool) {
-            self.observer.turned(pool, &turn);
-            if let Change::Ejected(lasts) = turn.change
+        if let (Some(news), Some(pool)) = (x.way.news.take(), &x.admitted.pool) {
+            self.observer.announce(pool, &news);
+            if let Change::Ejected(lasts) = news.change
                 && pool.settings.queue.is_some()
             {
                 tokio::spawn(serve_after(lasts, pool.clone())); // its trial may be one of those who wait

@@ -78,8 +78,8 @@ static CONNECT: LazyLock<Question> = LazyLock::new(|| {
 /// Notices when a server of a pool falls silent: it sleeps until the soonest moment at which one can have been for too long.
 async fn listen(pool: Arc<Pool>, observer: Arc<Observer>) {
     loop {
-        let (turns, next) = pool.stalls(Instant::now());
-        turns.iter().for_each(|turn| observer.turned(&pool, turn));
+        let (news, next) = pool.stalls(Instant::now());
+        news.iter().for_each(|news| observer.announce(&pool, news));
         sleep_until(next.into()).await;
     }
 }

@@ -28,7 +28,7 @@ pub struct Way {
     /// For how long the engine of the attempt under way asked to be left alone, in its answer.
     pub later: Option<Duration>,
     /// What changed for a server by the last attempt, until somebody takes it.
-    pub turn: Option<Turn>,
+    pub news: Option<News>,
 }
 
 /// Where a request goes next.
@@ -46,7 +46,7 @@ pub enum Goes {
 
 /// What changed for a server by an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Turn {
+pub struct News {
     /// Its place in the pool.
     pub place: usize,
     /// What.
@@ -201,7 +201,7 @@ impl Way {
             _ => Told::Nothing,
         };
         let reason = if let Told::Later(..) = told { "retry_after" } else { outcome.as_str() };
-        self.turn = pool.hear(lease, told, reason, Instant::now()).or(self.turn.take());
+        self.news = pool.hear(lease, told, reason, Instant::now()).or(self.news.take());
     }
 
     /// The answer is whole.

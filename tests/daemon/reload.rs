@@ -282,16 +282,21 @@ fn a_model_that_moves_to_a_new_pool_is_served_without_a_gap() {
     });
 }
 
-/// Configurations that differ in pools, models and keys. Always there are the models `m` and `n`, each with its key; both move
-/// from one half of the engines to the other each time.
+/// Configurations that differ in pools, limits, models and keys. Always there are the models `m` and `n`, each with its key; both
+/// move from one half of the engines to the other each time. Most of the time `m`'s servers are at their limits.
 fn shape(engines: &[Engine], n: usize) -> Configuration {
     let addresses: Vec<&str> = engines.iter().map(|engine| &*engine.address).collect();
     let (these, those) = addresses.split_at(2);
     let (mut servers, more) = if n.is_multiple_of(2) { (these.to_vec(), those) } else { (those.to_vec(), these) };
     servers.rotate_left(n / 2 % 2);
     let second = ["q", "r", "s"][n % 3];
+    let limits = match n % 5 {
+        0 => String::new(),
+        most => format!("max_in_flight = {}\n[pool.p.queue]\ntimeout = \"20s\"", 2 + most),
+    };
+    let retry = "[pool.p.retry]\nslow_start = \"1s\"";
     let mut configuration = Configuration::empty()
-        .pool("p", &servers, "")
+        .more(&format!("[pool.p]\nservers = {servers:?}\n{limits}\n{retry}"))
         .pool(second, &servers[..1 + n / 4 % 2], "")
         .model("m", "p")
         .model("n", second)
