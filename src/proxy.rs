@@ -146,6 +146,9 @@ impl ProxyHttp for Proxy {
     }
 
     async fn upstream_peer(&self, session: &mut Session, x: &mut Exchange) -> Result<Box<HttpPeer>> {
+        if x.way.place().is_some() {
+            client::look(session)?; // nobody watched it while the last engine was connected to
+        }
         let pool = x.admitted.pool.clone().ok_or(Rejection::Internal)?;
         x.sent.get_or_insert_with(Instant::now);
         match (x.way.go(&pool), &pool.settings.queue) {
@@ -296,9 +299,10 @@ impl ProxyHttp for Proxy {
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, x: &mut Exchange) -> FailToProxy {
         let torn = x.shared.writing.load(Relaxed);
-        client::unwrap(session, &x.shared);
         let begun = client::is_answered(session.as_downstream());
-        let (end, rejection) = ending::of(e, begun, &x.live.plan.server);
+        let gone = if begun { None } else { client::look(session).err() };
+        client::unwrap(session, &x.shared);
+        let (end, rejection) = ending::of(gone.as_deref().unwrap_or(e), begun, &x.live.plan.server);
         x.answer.end = end;
         let Some(rejection) = rejection else {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };

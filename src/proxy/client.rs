@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::Stream;
 use futures::task::AtomicWaker;
+use futures::{FutureExt, Stream};
 use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use parking_lot::Mutex;
@@ -31,7 +31,7 @@ use tokio::time::timeout;
 
 use super::clock::Clock;
 use super::cork::Cork;
-use super::ending::{BODY_SILENT, BODY_TOO_LARGE, MOVED, UNFINISHED};
+use super::ending::{self, BODY_SILENT, BODY_TOO_LARGE, MOVED, UNFINISHED};
 use super::exchange::Exchange;
 use crate::pool::handover::Handover;
 
@@ -114,6 +114,21 @@ fn frame(header: &mut RequestHeader, length: usize) -> Result<()> {
 #[must_use]
 pub fn is_answered(session: &ServerSession) -> bool {
     session.response_written().is_some_and(|header| !header.status.is_informational())
+}
+
+/// Looks whether the client is still there, as far as that can be seen without waiting: Pingora 0.9.1 does not watch it while
+/// an engine is connected to.
+///
+/// # Errors
+/// Its leaving.
+pub fn look(session: &mut Session) -> Result<()> {
+    if !session.downstream_session.is_custom() {
+        return Ok(());
+    }
+    match session.downstream_session.read_body_or_idle(true).now_or_never() {
+        Some(Err(e)) if !ending::is_timeout(e.etype()) => Err(e.into_down()),
+        _ => Ok(()),
+    }
 }
 
 /// Brings the real session back: before an error is written and when the request ends, else the connection is lost.
@@ -215,15 +230,16 @@ impl Client {
     /// Waits for the client to go, for the engine's time to be over, or for another server, if no answer has begun.
     ///
     /// What an HTTP/1 client sends after its request, such as its next one, Pingora takes for an error. Here it is dropped,
-    /// and the connection ends with the answer, so that the client sends it again.
+    /// and the connection ends with the answer, so that the client sends it again. The end of its connection lies behind its body.
     async fn watch(&mut self) -> Result<Option<Bytes>> {
         let Self { real, clock, handover, .. } = self;
         let real = real.as_mut().expect("the real session is there until the drop");
         let waits = !is_answered(real);
+        let shows = real.is_http2() || real.is_body_done();
         loop {
             tokio::select! {
                 biased;
-                gone = real.read_body_or_idle(true) => match gone {
+                gone = real.read_body_or_idle(true), if shows => match gone {
                     Err(e) if *e.etype() == ErrorType::ConnectError => real.set_keepalive(None),
                     gone => return gone,
                 },

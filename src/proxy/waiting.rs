@@ -3,26 +3,22 @@
 use std::future::poll_fn;
 use std::time::Instant;
 
-use http::Version;
 use pingora::proxy::Session;
 use pingora::{Error, Result};
 use tokio::time::sleep;
 
 use super::exchange::Exchange;
 use super::rejection::Rejection;
-use crate::pool::retry::Repeat;
 use crate::pool::settings::Queue;
 use crate::pool::{Lease, Ticket};
 
 /// Waits until it is the request's turn, its time is over, or its client has gone. Nobody else wakes it.
 pub(super) async fn wait(session: &mut Session, x: &mut Exchange, queue: &Queue, mut ticket: Ticket) -> Result<Lease> {
-    // The body of an HTTP/1 client that is still to be read comes before anything that tells of its leaving.
-    let watched = x.way.caller.repeat != Repeat::Never || session.req_header().version == Version::HTTP_2;
     x.waits = true;
     let turn = tokio::select! {
         biased;
         lease = poll_fn(|cx| ticket.poll(cx)) => Ok(lease),
-        gone = gone(session), if watched => Err(gone),
+        gone = gone(session) => Err(gone),
         () = sleep(queue.timeout) => Err(Rejection::QueueTimeout(queue.timeout).into()),
     };
     x.waits = turn.is_err();
