@@ -104,6 +104,10 @@ pub(crate) enum Leaving {
     Connection,
 }
 
+/// How clients of either protocol can go away, for loops.
+pub(crate) const WAYS: [(Version, Leaving); 3] =
+    [(Version::H1, Leaving::Connection), (Version::H2, Leaving::Stream), (Version::H2, Leaving::Connection)];
+
 /// A request without a body.
 pub(crate) fn request(method: &str, target: &str) -> Request {
     Request { method: method.into(), target: target.into(), headers: vec![], body: Bytes::new(), pieces: None }

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use h2::Reason;
 use parking_lot::Mutex;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::TcpListener;
 
-use crate::client::{Client, Leaving, Request, VERSIONS, Version, Whole, get, post, prompt};
+use crate::client::{Client, Request, VERSIONS, Version, WAYS, Whole, get, post, prompt};
 use crate::harness::{Forebay, at, in_front_of};
-use crate::upstream::{Asked, Engine, Reply, http2};
+use crate::upstream::{Asked, Engine, Full, Reply, http2};
 
 /// What a good engine says.
 const FINE: &str = "{\"ok\":true}";
@@ -322,26 +322,13 @@ async fn an_engine_that_cannot_be_reached_is_passed_by() {
     }
 }
 
-/// A socket that takes no further connection: its queue is full.
-async fn full() -> (TcpListener, Vec<TcpStream>) {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let listener = socket.listen(0).unwrap();
-    let address = listener.local_addr().unwrap();
-    let mut held = Vec::new();
-    while let Ok(stream) = tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
-        held.push(stream.unwrap());
-    }
-    (listener, held)
-}
-
 #[tokio::test]
 async fn an_engine_that_does_not_accept_is_passed_by_in_time() {
-    let (full, _held) = full().await;
+    let full = Full::new().await;
     for version in VERSIONS {
         let second = Engine::fine().await;
         let health = format!("port = {}", second.address.port());
-        let addresses = [full.local_addr().unwrap(), second.address];
+        let addresses = [full.address, second.address];
         let timeout = "[pool.p.timeouts]\nconnect = \"300ms\"";
         let forebay = at(&addresses).health(&health).and(timeout).start().await;
         let asked = Instant::now();
@@ -502,8 +489,6 @@ async fn a_request_on_a_route_by_pool_reaches_one_engine_once() {
 
 #[tokio::test]
 async fn a_request_whose_client_has_gone_is_nobody_elses() {
-    const WAYS: [(Version, Leaving); 3] =
-        [(Version::H1, Leaving::Connection), (Version::H2, Leaving::Stream), (Version::H2, Leaving::Connection)];
     for (version, leaving) in WAYS {
         for (first, stuck, outcomes) in [
             (Reply::silence(), 0, "s0 cancelled 1"),

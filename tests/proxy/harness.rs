@@ -221,14 +221,24 @@ impl Forebay {
 
     /// How the attempts of all requests that were logged ended, by the metrics: `s0 refused 1, s1 answered 2`.
     pub(crate) fn outcomes(&self) -> String {
-        const COUNTED: &str = "forebay_upstream_attempts_total{";
+        self.counted("forebay_upstream_attempts_total{", &["server", "outcome"])
+    }
+
+    /// In which phases clients left, by the metrics: `waiting 1`.
+    pub(crate) fn aborts(&self) -> String {
+        self.counted("forebay_client_aborts_total{", &["phase"])
+    }
+
+    fn counted(&self, series: &str, labels: &[&str]) -> String {
         let text = self.observer.metrics.text(0, 0, std::iter::empty(), std::iter::empty()).unwrap();
-        let label =
-            |line: &str, name: &str| line.split(&format!("{name}=\"")).nth(1)?.split('"').next().map(String::from);
+        let label = |line: &str, name: &str| {
+            let value = line.split(&format!("{name}=\"")).nth(1)?.split('"').next()?;
+            Some(format!("{value} "))
+        };
         let line = |line: &str| {
-            let (labels, count) = line.strip_prefix(COUNTED)?.rsplit_once(' ')?;
-            let (server, outcome) = (label(labels, "server")?, label(labels, "outcome")?);
-            (count != "0").then(|| format!("{server} {outcome} {count}"))
+            let (line, count) = line.strip_prefix(series)?.rsplit_once(' ')?;
+            let labels: String = labels.iter().map(|name| label(line, name)).collect::<Option<_>>()?;
+            (count != "0").then(|| labels + count)
         };
         let mut all: Vec<String> = std::str::from_utf8(&text).unwrap().lines().filter_map(line).collect();
         all.sort();

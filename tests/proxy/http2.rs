@@ -5,15 +5,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::Reason;
 
-use crate::client::{Client, Http1, Leaving, Request, VERSIONS, Version, post, prompt, request};
+use crate::client::{Client, Http1, Request, VERSIONS, Version, post, prompt, request};
 use crate::harness::{Builder, Forebay, at, eventually, soon};
 use crate::upstream::Gate;
 use crate::upstream::http2::{Engine, Frames, Reply, Written, frame, go_away, ok};
 
-const WAYS: [(Version, Leaving); 3] =
-    [(Version::H1, Leaving::Connection), (Version::H2, Leaving::Stream), (Version::H2, Leaving::Connection)];
-/// How long an engine may go on for nobody.
-const AT_ONCE: Duration = Duration::from_millis(100);
 /// A route by pool that lets everybody in.
 const RAW: &str = "[[route]]\nname = \"raw\"\npath = \"/raw/*\"\npool = \"p\"\nauth = \"none\"\n\
                    [[route]]\nname = \"v1\"\npath = \"/v1/*\"\nby = \"model\"\n";
@@ -325,67 +321,6 @@ async fn a_stalled_stream_goes_on_when_it_is_read_again() {
         tokio::time::sleep(Duration::from_millis(300)).await; // the passing of time is what is tested
         let whole = answer.whole().await;
         assert_eq!((whole.complete, whole.body.len()), (true, 40 << 20), "{version:?}");
-    }
-}
-
-#[tokio::test]
-async fn a_client_that_leaves_has_its_stream_reset_and_no_other() {
-    for (version, how) in WAYS {
-        for (begins, reply) in [(false, Reply::silence()), (true, Reply::events().data("data: 1\n\n"))] {
-            let gate = Gate::new();
-            let (stuck, open) = (reply.stall(), gate.clone());
-            let engine = Engine::new(move |asked| match asked.head.uri.path() {
-                "/raw/other" => Reply::head(200, "text/plain").wait(&open).data("other").end(),
-                _ => stuck.clone(),
-            })
-            .await;
-            let forebay = in_front_of(&[&engine]).start().await;
-            let mut other = Client::connect(&forebay, Version::H2).await;
-            let waiting = other.send(&post("/raw/other")).await.answer().await;
-            let mut client = Client::connect(&forebay, version).await;
-            let pending = client.send(&prompt()).await;
-            let asked = engine.asked(1).await;
-            let left = if begins {
-                let mut answer = pending.answer().await;
-                assert_eq!(answer.event().await.as_deref(), Some("data: 1\n\n"));
-                let left = Instant::now();
-                answer.leave(how);
-                left
-            } else {
-                let left = Instant::now();
-                pending.leave(how);
-                left
-            };
-            let (gone, reason) = asked.gone().await;
-            let after = gone.saturating_duration_since(left);
-            assert!(after < AT_ONCE, "{version:?} {how:?}: freed only after {after:?}");
-            assert_eq!(reason, Some(Reason::CANCEL), "{version:?} {how:?}");
-            gate.open();
-            let whole = waiting.whole().await;
-            assert_eq!((whole.text(), whole.complete), ("other", true), "{version:?} {how:?}");
-            forebay.idle().await;
-            assert_eq!(forebay.record().await["end"], "client_gone");
-            assert_eq!((engine.connections(), forebay.server(0).errors()), (1, 0));
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_client_that_leaves_in_mid_body_has_its_stream_reset() {
-    for (version, how) in WAYS {
-        let engine = Engine::fine().await;
-        let forebay = in_front_of(&[&engine]).start().await;
-        let mut client = Client::connect(&forebay, version).await;
-        let mut pending = client.begin(&post("/raw/x").pieces(1)).await;
-        assert!(pending.pour(Bytes::from_static(b"half"), false).await);
-        let asked = engine.begun(0).await;
-        eventually("a part of the body", || (asked.body().len() == 4).then_some(())).await;
-        let left = Instant::now();
-        pending.leave(how);
-        let (gone, _) = asked.gone().await;
-        let after = gone.saturating_duration_since(left);
-        assert!(after < AT_ONCE, "{version:?} {how:?}: freed only after {after:?}");
-        forebay.idle().await;
     }
 }
 

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinHandle};
 
@@ -50,6 +50,8 @@ pub(crate) struct Asked {
     pub(crate) connection: usize,
     body: Mutex<BytesMut>,
     whole: AtomicBool,
+    /// Bytes of the answer that were taken.
+    sent: AtomicUsize,
     /// When the connection was seen to close while the request was being answered.
     gone: Mutex<Option<Instant>>,
 }
@@ -247,6 +249,11 @@ impl Asked {
         self.body.lock().clone().freeze()
     }
 
+    /// How much of the answer was taken so far.
+    pub(crate) fn sent(&self) -> usize {
+        self.sent.load(SeqCst)
+    }
+
     /// Waits until so much of the body has come.
     pub(crate) async fn has(&self, length: usize) {
         eventually("more of a body at the engine", || (self.body.lock().len() >= length).then_some(())).await;
@@ -383,6 +390,7 @@ async fn serve(state: Arc<State>, mut stream: TcpStream, connection: usize) {
             connection,
             body: Mutex::default(),
             whole: AtomicBool::new(false),
+            sent: AtomicUsize::new(0),
             gone: Mutex::default(),
         });
         state.asked.lock().push(asked.clone());
@@ -399,7 +407,7 @@ async fn serve(state: Arc<State>, mut stream: TcpStream, connection: usize) {
                 *asked.gone.lock() = Some(Instant::now());
                 return;
             }
-            written = play(&mut writer, steps) => if !written { return },
+            written = play(&mut writer, steps, &asked) => if !written { return },
         }
         match end {
             End::KeepAlive => {}
@@ -474,12 +482,13 @@ async fn until_closed(reader: &mut ReadHalf<'_>, ahead: &mut BytesMut) {
     while reader.read_buf(ahead).await.is_ok_and(|length| length > 0) {}
 }
 
-async fn play(writer: &mut WriteHalf<'_>, steps: Vec<Step>) -> bool {
+async fn play(writer: &mut WriteHalf<'_>, steps: Vec<Step>, asked: &Asked) -> bool {
     for step in steps {
         match step {
-            Step::Write(bytes) => {
-                if writer.write_all(&bytes).await.is_err() {
-                    return false;
+            Step::Write(mut bytes) => {
+                while !bytes.is_empty() {
+                    let Ok(taken) = writer.write_buf(&mut bytes).await else { return false };
+                    asked.sent.fetch_add(taken, SeqCst);
                 }
             }
             Step::Wait(gate) => gate.pass().await,
@@ -525,5 +534,25 @@ impl Deaf {
 impl Drop for Deaf {
     fn drop(&mut self) {
         self.accepting.abort();
+    }
+}
+
+/// An engine that takes no further connection: its queue is full.
+pub(crate) struct Full {
+    pub(crate) address: SocketAddr,
+    _held: (TcpListener, Vec<TcpStream>),
+}
+
+impl Full {
+    pub(crate) async fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut held = Vec::new();
+        while let Ok(stream) = tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+            held.push(stream.unwrap());
+        }
+        Self { address, _held: (listener, held) }
     }
 }
