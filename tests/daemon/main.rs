@@ -8,6 +8,7 @@ mod failing;
 mod hardening;
 mod harness;
 mod http;
+mod leaving;
 mod logs;
 mod probes;
 mod reload;
