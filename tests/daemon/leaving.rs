@@ -24,6 +24,8 @@ const REQUESTS: usize = 10_000;
 const CLIENTS: usize = 16;
 /// How many requests an HTTP/2 client has under way at once.
 const AT_ONCE: usize = 4;
+/// How many requests an engine has of a pool at once: fewer than there are, so that many queue.
+const MOST: u32 = 3;
 /// To the pools `p` and `q`, by model and by route.
 const WAYS: [(&str, &str); 4] = [
     ("/v1/chat/completions", "mp"),
@@ -336,7 +338,8 @@ fn configuration(engines: &[Engine], log: &str) -> Configuration {
     let servers: Vec<&str> = engines.iter().map(|engine| &*engine.address).collect();
     let pool = |name: &str, protocol: &str| {
         format!(
-            "[pool.{name}]\nprotocol = {protocol:?}\nservers = {servers:?}\n\
+            "[pool.{name}]\nprotocol = {protocol:?}\nservers = {servers:?}\nmax_in_flight = {MOST}\n\
+             [pool.{name}.queue]\nsize = 1000\ntimeout = \"60s\"\n\
              [pool.{name}.connections]\nidle_timeout = \"1s\"\n\
              [pool.{name}.eject]\nfailures = 1000000\n\
              [[route]]\nname = {name:?}\npath = \"/{name}/*\"\nstrip_prefix = \"/{name}\"\npool = {name:?}\nauth = \"none\""
@@ -368,7 +371,7 @@ fn ask(address: &str, draws: &[Draw]) -> Vec<(Draw, Told)> {
 
 /// That nothing is under way any more, in forebay and in its engines.
 fn all_is_over(forebay: &Forebay, engines: &[Engine]) {
-    for gauge in ["forebay_in_flight", "forebay_client_connections"] {
+    for gauge in ["forebay_in_flight", "forebay_queued", "forebay_client_connections"] {
         until(format!("{gauge} is 0"), || (sum(&metrics(forebay.admin_address()), gauge) == 0.0).then_some(()));
     }
     for pool in forebay.status()["pools"].as_object().expect("pools").values() {
@@ -399,6 +402,9 @@ fn all_are_told_of(forebay: &Forebay, log: &str, told: &[(Draw, Told)]) {
     let gone = records.values().filter(|record| record["end"] == "client_gone").count();
     assert!(gone > REQUESTS / 6, "only {gone} have left");
     assert_eq!(sum(&metrics, "forebay_client_aborts_total"), gone as f64);
+    let queued = records.values().filter(|record| record["queue_ms"].is_number()).count();
+    assert!(queued > REQUESTS / 10, "only {queued} have queued");
+    assert_eq!(sum(&metrics, "forebay_queue_wait_seconds_count"), queued as f64);
     let attempts: f64 = records.values().map(|record| record["attempts"].as_f64().expect("a number")).sum();
     assert_eq!(sum(&metrics, "forebay_upstream_attempts_total"), attempts);
 }

@@ -4,12 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::client::{Client, Leaving, Request, VERSIONS, Version, post, prompt};
+use crate::client::{Client, Request, VERSIONS, Version, WAYS, post, prompt};
 use crate::harness::{Builder, Forebay, in_front_of, key, pool};
 use crate::upstream::{Engine, Gate, Reply};
-
-const WAYS: [(Version, Leaving); 3] =
-    [(Version::H1, Leaving::Connection), (Version::H2, Leaving::Stream), (Version::H2, Leaving::Connection)];
 
 /// An engine that answers as often as the gate is opened.
 async fn gated(gate: &Gate) -> Engine {
