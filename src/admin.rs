@@ -1,5 +1,6 @@
 //! Probes, metrics, status and changes, on listeners of their own.
 
+mod servers;
 pub mod status;
 
 use std::sync::Arc;
@@ -7,14 +8,14 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::header::{ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, WWW_AUTHENTICATE};
 use http::{HeaderMap, Method, StatusCode};
-use pingora::Result;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream};
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::access::key;
 use crate::daemon::connection;
@@ -24,6 +25,10 @@ use crate::observe::Observer;
 
 /// How long a caller may take to send a body that nobody reads.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How long a caller may take to send a body that is read, in all.
+const SLOWEST: Duration = Duration::from_secs(5);
+/// The longest body that is read, in bytes.
+const LONGEST: usize = 4096;
 
 /// Answers the operator's tools.
 pub struct Admin {
@@ -52,7 +57,11 @@ impl Admin {
         Self { current, observer, reloader, started: SystemTime::now(), unix }
     }
 
-    async fn answer(&self, method: &Method, path: &str, headers: &HeaderMap) -> Answer {
+    async fn answer(&self, request: &RequestHeader, session: &mut ServerSession) -> Answer {
+        let (method, path) = (&request.method, request.uri.path());
+        if let Some(server) = path.strip_prefix("/servers/") {
+            return self.order(server, request, session).await.unwrap_or_else(|refused| refused);
+        }
         let read = matches!(*method, Method::GET | Method::HEAD);
         match path {
             "/livez" | "/readyz" | "/startupz" | "/metrics" | "/status" if !read => Answer::wrong_method("GET, HEAD"),
@@ -68,9 +77,9 @@ impl Admin {
             "/status" => {
                 Answer::json(StatusCode::OK, &status::status(&self.current.live(), self.started, &self.reloader.last()))
             }
-            "/reload" => match self.permitted(headers) {
-                Some(refused) => refused,
-                None => self.reload().await,
+            "/reload" => match self.permit(&request.headers) {
+                Ok(()) => self.reload().await,
+                Err(refused) => refused,
             },
             _ => Answer::fault(StatusCode::NOT_FOUND, "nothing is served here"),
         }
@@ -109,21 +118,35 @@ impl Admin {
         }
     }
 
-    /// Why a call that changes something is refused, if it is.
-    fn permitted(&self, headers: &HeaderMap) -> Option<Answer> {
+    /// Has a server do as the body says.
+    async fn order(&self, path: &str, request: &RequestHeader, session: &mut ServerSession) -> Result<Answer, Answer> {
+        if request.method != Method::POST {
+            return Err(Answer::wrong_method("POST"));
+        }
+        self.permit(&request.headers)?;
+        let body = body(session).await?;
+        let word = servers::read(&body).map_err(|why| Answer::fault(StatusCode::BAD_REQUEST, &why))?;
+        let live = self.current.live(); // after the body, which may have taken its time
+        let (pool, place) = servers::find(&live, path).map_err(|why| Answer::fault(StatusCode::NOT_FOUND, &why))?;
+        servers::order(pool, place, word);
+        Ok(Answer::json(StatusCode::OK, &status::of_server(pool, place)))
+    }
+
+    /// Whether a call may change something; if not, what it is answered.
+    fn permit(&self, headers: &HeaderMap) -> Result<(), Answer> {
         if self.unix {
-            return None;
+            return Ok(());
         }
         let Some(token) = self.current.live().plan.admin.token else {
             let how = "no token is configured: set [admin] token_sha256, or use a unix socket";
-            return Some(Answer::fault(StatusCode::FORBIDDEN, how));
+            return Err(Answer::fault(StatusCode::FORBIDDEN, how));
         };
         let shown = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
         if shown.is_some_and(|shown| key::digest(shown.trim_ascii()) == token) {
-            return None;
+            return Ok(());
         }
         let refused = Answer::fault(StatusCode::UNAUTHORIZED, "send the admin token as `Authorization: Bearer …`");
-        Some(Answer { more: Some((WWW_AUTHENTICATE, "Bearer")), ..refused })
+        Err(Answer { more: Some((WWW_AUTHENTICATE, "Bearer")), ..refused })
     }
 }
 
@@ -139,8 +162,9 @@ impl HttpServerApp for Admin {
         }
         connection::header_complete();
         let request = session.req_header().clone();
-        let answer = self.answer(&request.method, request.uri.path(), &request.headers).await;
-        if *shutdown.borrow() || tokio::time::timeout(DRAIN, session.drain_request_body()).await.is_err() {
+        let answer = self.answer(&request, &mut session).await;
+        let slow = answer.status == StatusCode::REQUEST_TIMEOUT; // it had its time
+        if *shutdown.borrow() || slow || timeout(DRAIN, session.drain_request_body()).await.is_err() {
             session.set_keepalive(None);
         }
         answer.write(&mut session).await.ok()?;
@@ -148,6 +172,33 @@ impl HttpServerApp for Admin {
         let stream = session.finish().await.ok()??;
         Some(ReusedHttpStream::from_reusable_stream(stream, settings))
     }
+}
+
+/// The whole body of a request.
+async fn body(session: &mut ServerSession) -> Result<Vec<u8>, Answer> {
+    let mut body = Vec::new();
+    let reading = async {
+        if session.req_header().headers.contains_key(EXPECT) {
+            session.write_continue_response().await?;
+        }
+        while body.len() <= LONGEST
+            && let Some(piece) = session.read_request_body().await?
+        {
+            body.extend_from_slice(&piece);
+        }
+        Ok::<(), Box<pingora::Error>>(())
+    };
+    let read = timeout(SLOWEST, reading).await;
+    if !matches!(read, Ok(Ok(()))) {
+        session.set_keepalive(None); // where the next request would begin, nobody knows
+    }
+    let (status, why) = match read {
+        Ok(Ok(())) if body.len() <= LONGEST => return Ok(body),
+        Ok(Ok(())) => (StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {LONGEST} bytes")),
+        Ok(Err(_)) => (StatusCode::BAD_REQUEST, "the body breaks off or is malformed".to_owned()),
+        Err(_) => (StatusCode::REQUEST_TIMEOUT, format!("the body was not here in {} s", SLOWEST.as_secs())),
+    };
+    Err(Answer::fault(status, &why))
 }
 
 // === impl Answer ===
@@ -166,7 +217,7 @@ impl Answer {
         Self { more: Some((ALLOW, allow)), ..answer }
     }
 
-    async fn write(self, session: &mut ServerSession) -> Result<()> {
+    async fn write(self, session: &mut ServerSession) -> pingora::Result<()> {
         let mut header = ResponseHeader::build(self.status, Some(4))?;
         header.insert_header(CONTENT_TYPE, self.kind)?;
         header.insert_header(CONTENT_LENGTH, self.body.len())?;

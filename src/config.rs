@@ -35,7 +35,7 @@ pub use fault::{Fault, Faults, Place};
 pub use merge::Declared;
 pub use secret::Secret;
 pub use source::{Loaded, Sources, load};
-pub use units::{Digest, Share, Size};
+pub use units::{Digest, Share, Size, parse_duration};
 
 use crate::access::route::Auth;
 use crate::observe::Format;

@@ -34,7 +34,7 @@ use caller::Waiter;
 use eject::{Standing, Told};
 use queue::Queue;
 use retry::Budget;
-use server::Heard;
+use server::{Heard, Word};
 use way::News;
 
 /// A pool's place in the plan.
@@ -207,6 +207,17 @@ impl Pool {
     #[must_use]
     pub fn queued(&self) -> usize {
         self.queue.lock().len()
+    }
+
+    /// The operator's word for a server. When this returns, nothing new goes where nothing may, and those who wait have what has
+    /// come free.
+    pub fn order(&self, place: usize, word: Word, now: Instant) {
+        let chooser = self.chooser.lock(); // who chose by what was said before has its lease, and is counted
+        let server = &self.servers[place];
+        word.order.into_iter().for_each(|order| server.order(order));
+        word.weight.into_iter().for_each(|weight| server.order_weight(weight));
+        drop(chooser);
+        self.serve(now);
     }
 
     // --- what is heard of its servers ---
@@ -479,6 +490,23 @@ mod tests {
         assert!(after.is_usable());
         drop(lease);
         assert_eq!(after.servers[0].in_flight(), 0);
+    }
+
+    #[test]
+    fn a_word_leaves_what_it_does_not_say_and_gives_what_comes_free_to_those_who_wait() {
+        let settings = limited(&[("a", 1, false), ("b", 1, false)], 9);
+        let pool = started(settings);
+        let word = |order, weight| Word { order, weight };
+        let now = Instant::now();
+        pool.order(1, word(Some(server::Order::Drain), Some(Some(7))), now);
+        let _held = leased(pick(&pool)).unwrap();
+        let mut waits = ticket(pick(&pool));
+        pool.order(1, word(None, Some(Some(0))), now);
+        pool.order(1, word(Some(server::Order::Ready), None), now);
+        assert!(turn(&mut waits).is_none(), "it is ready, and of no weight still");
+        pool.order(1, word(None, Some(None)), now);
+        assert_eq!(turn(&mut waits).map(|lease| lease.place), Some(1));
+        assert_eq!((pool.servers[1].ordered_weight(), pool.servers[1].ordered()), (None, server::Order::Ready));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::config::plan::Plan;
 use crate::daemon::reload::LastReload;
 use crate::live::Live;
 use crate::observe::Gauged;
-use crate::pool::{Pool, Server, settings};
+use crate::pool::Pool;
 
 /// What is in force, how its servers are, and how the configuration came in.
 #[must_use]
@@ -67,14 +67,16 @@ fn of_config(plan: &Plan, last: &LastReload) -> Value {
 }
 
 fn of_pool(pool: &Pool) -> Value {
-    let servers: Vec<Value> = pool.members().map(|(server, settings)| of_server(server, settings)).collect();
+    let servers: Vec<Value> = (0..pool.servers.len()).map(|place| of_server(pool, place)).collect();
     let queue = pool.settings.queue.map(|queue| {
         json!({"waiting": pool.queued(), "size": queue.size, "timeout_ms": u64::try_from(queue.timeout.as_millis()).unwrap_or(u64::MAX)})
     });
     json!({"servers": servers, "queue": queue})
 }
 
-fn of_server(server: &Server, settings: &settings::Server) -> Value {
+/// One server of a pool, by its place.
+pub(super) fn of_server(pool: &Pool, place: usize) -> Value {
+    let (server, settings) = (&pool.servers[place], &pool.settings.servers[place]);
     let health = server.health(Instant::now());
     json!({
         "name": *settings.name,
@@ -85,6 +87,7 @@ fn of_server(server: &Server, settings: &settings::Server) -> Value {
         "in_flight": server.in_flight(),
         "max_in_flight": settings.max_in_flight,
         "weight": server.ordered_weight().unwrap_or(settings.weight),
+        "configured_weight": settings.weight,
         "backup": settings.backup,
         "requests": server.requests(),
         "errors": server.errors(),

@@ -212,7 +212,11 @@ fn no_unit(number: i64) -> Result<Duration, String> {
     Err(format!("{number} has no unit; write \"{number}s\""))
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+/// A duration as the configuration writes it: `"250ms" "5s" "10m" "1h"`.
+///
+/// # Errors
+/// What is wrong with it, and what would be right.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let nanoseconds = measure(text, &DURATIONS, "s", A_DURATION)?;
     // Beyond the range of `u64` the conversion saturates, which is still longer than the longest.
     let duration = Duration::from_nanos(nanoseconds.round() as u64);

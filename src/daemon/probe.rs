@@ -99,6 +99,7 @@ async fn watch(pool: Arc<Pool>, place: usize, check: Question, waited: Option<mp
         }
         let asked = Instant::now();
         let probed = probe(server, &mut resolver, &check, health).await;
+        let probed = probed.filter(|_| server.ordered() != Order::Maint); // it may have begun meanwhile
         let late = matches!(probed, Some(Probed::Late(_)));
         if let Some(change) = probed.and_then(|probed| server.observe(probed, health.rules, asked)) {
             changed(&pool, place, &change);

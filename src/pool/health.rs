@@ -81,13 +81,11 @@ impl Health {
         Self { state: State::Starting, why, since: now, probed: None, against: 0, afresh: true }
     }
 
-    /// It was not probed for a while: what was known counts no more.
+    /// It was not probed for a while: what was known counts no more. It is down, not starting: the daemon's start is over, and
+    /// nobody waits for this one.
     pub fn forget(&mut self, now: SystemTime) {
-        let probed = self.state != State::Starting;
-        *self = Self { probed: self.probed, ..Self::new(now) };
-        if probed {
-            (self.state, self.why) = (State::Down, "not probed since its maintenance".to_owned());
-        }
+        let why = "not probed since its maintenance".to_owned();
+        *self = Self { state: State::Down, why, probed: self.probed, ..Self::new(now) };
     }
 
     /// The first probe decides at once; then `rise` good or `fall` bad ones in a row do. A server that is `answering` its requests
@@ -192,7 +190,7 @@ mod tests {
             // After a maintenance the next probe decides.
             ("+m+", 2, 3, "udu"),
             ("+m-", 2, 3, "udd"),
-            ("m+", 2, 3, "su"),
+            ("m+", 2, 3, "du"),
         ] {
             assert_eq!(states(probes, rise, fall), expected, "{probes}");
         }

@@ -75,6 +75,15 @@ pub enum Order {
     Maint,
 }
 
+/// What an operator says of a server in one call. What is none stays as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Word {
+    /// Whether it is used.
+    pub order: Option<Order>,
+    /// Its weight; none within: as configured.
+    pub weight: Option<Option<u32>>,
+}
+
 /// What an attempt tells.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Heard {
@@ -183,17 +192,18 @@ impl Server {
         let mut health = condition.health.clone();
         let ordered = match condition.order {
             Order::Ready => None,
-            Order::Drain => Some(State::Draining),
-            Order::Maint => Some(State::Maint),
+            Order::Drain => {
+                Some((State::Draining, format!("by the operator; {}: {}", health.state.as_str(), health.why)))
+            }
+            Order::Maint => Some((State::Maint, "by the operator; not probed".to_owned())),
         };
         let told = match condition.record.standing(now) {
             Standing::Well => None,
             Standing::Ejected(_) => Some(State::Ejected),
             Standing::Suspect | Standing::OnTrial => Some(State::Suspect),
         };
-        if let Some(state) = ordered {
-            let probes = format!("by the operator; {}: {}", health.state.as_str(), health.why);
-            (health.state, health.why, health.since) = (state, probes, condition.ordered);
+        if let Some((state, why)) = ordered {
+            (health.state, health.why, health.since) = (state, why, condition.ordered);
         } else if let (State::Up, Some(state)) = (health.state, told) {
             (health.state, health.why, health.since) = (state, condition.told.why.clone(), condition.told.since);
         }
@@ -476,13 +486,14 @@ mod tests {
         let now = Instant::now();
         let state = |server: &Server| server.health(now).state.as_str();
         let weight = |server: &Server| server.weight(3, Duration::ZERO, now);
-        for (order, expected, weighs) in
-            [(Order::Drain, "draining", 0), (Order::Ready, "up", 300), (Order::Maint, "maint", 0)]
-        {
+        for (order, expected, weighs, why) in [
+            (Order::Drain, "draining", 0, "by the operator; up: probe answered"),
+            (Order::Ready, "up", 300, "probe answered"),
+            (Order::Maint, "maint", 0, "by the operator; not probed"),
+        ] {
             server.order(order);
-            assert_eq!((state(&server), weight(&server)), (expected, weighs));
+            assert_eq!((state(&server), weight(&server), &*server.health(now).why), (expected, weighs, why));
         }
-        assert_eq!(server.health(now).why, "by the operator; up: probe answered");
         server.order(Order::Ready);
         assert_eq!((state(&server), weight(&server)), ("down", 0), "what was known before counts no more");
         server.observe(Probed::Alive, Rules { rise: 9, fall: 9 }, now);
@@ -493,6 +504,20 @@ mod tests {
         assert_eq!(weight(&server), 0);
         server.order_weight(None);
         assert_eq!(weight(&server), 300);
+    }
+
+    #[test]
+    fn a_server_that_was_in_maintenance_before_its_first_probe_holds_up_nobodys_start() {
+        let server = server(false);
+        assert!(!server.is_probed());
+        server.order(Order::Maint);
+        assert!(server.is_probed());
+        server.order(Order::Ready);
+        let health = server.health(Instant::now());
+        assert_eq!(
+            (server.is_probed(), health.state, &*health.why),
+            (true, State::Down, "not probed since its maintenance")
+        );
     }
 
     #[test]

@@ -105,6 +105,9 @@ pub struct Server {
     pub max_in_flight: u32,
 }
 
+/// The largest weight: with it and the share that it may climb by, all arithmetic is exact.
+pub const HEAVIEST: u32 = 10_000;
+
 /// Where an engine listens.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Address {

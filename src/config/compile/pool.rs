@@ -11,10 +11,7 @@ use crate::config::{self, Engine, Spanned};
 use crate::pool::Settings;
 use crate::pool::eject;
 use crate::pool::health::Rules;
-use crate::pool::settings::{self, Address, Check, Headers, Health, Limits, Queue, Retry};
-
-/// The largest weight: with it and the share that it may climb by, all arithmetic is exact.
-const HEAVIEST: u32 = 10_000;
+use crate::pool::settings::{self, Address, Check, HEAVIEST, Headers, Health, Limits, Queue, Retry};
 
 impl Compiler<'_> {
     pub(super) fn pool(&mut self, name: &str, pool: &config::Pool) -> Settings {
