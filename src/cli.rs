@@ -5,6 +5,7 @@
 mod admin;
 mod check;
 mod demo;
+mod drain;
 mod engine;
 mod explain;
 mod key;
@@ -31,6 +32,9 @@ enum Command {
     Check(check::Check),
     Explain(explain::Explain),
     Status(status::Status),
+    Drain(drain::Drain),
+    Ready(drain::Ready),
+    Maint(drain::Maint),
     Demo(demo::Demo),
     #[command(subcommand)]
     Key(key::Command),
@@ -68,6 +72,9 @@ pub fn main() -> ExitCode {
         Command::Check(command) => command.run(),
         Command::Explain(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Drain(command) => command.run(),
+        Command::Ready(command) => command.run(),
+        Command::Maint(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Key(command) => command.run(),
         Command::Engine(command) => command.run(),

@@ -1,17 +1,22 @@
 //! Calls to the admin listener of a running daemon.
 //!
 //! Where that is says `--admin`, else the configuration. The file may have faults, as it does while somebody mends it:
-//! only the listener is read from it.
+//! only the listener is read from it. A call that changes something carries the token from the environment.
 
+use std::env;
+use std::fmt::Display;
 use std::time::Duration;
 
+use bytes::Bytes;
 use clap::Args;
-use http::header::HOST;
-use http::{Method, StatusCode};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::{HeaderValue, Method, StatusCode};
 use pingora::Result as PingoraResult;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::upstreams::peer::HttpPeer;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{Failure, Source};
@@ -23,6 +28,9 @@ use crate::proxy::ending::in_words;
 const DEADLINE: Duration = Duration::from_secs(5);
 /// The longest answer that is read, in bytes.
 const LONGEST: usize = 64 << 20;
+
+/// The variable with the token for calls that change something.
+const TOKEN: &str = "FOREBAY_ADMIN_TOKEN";
 
 /// Which daemon to call.
 #[derive(Debug, Args)]
@@ -41,12 +49,19 @@ pub(super) struct Caller {
     listens: Vec<Listen>,
 }
 
+/// What is asked.
+struct Call {
+    method: Method,
+    path: String,
+    body: Bytes,
+    /// The value of `Authorization`.
+    token: Option<HeaderValue>,
+}
+
 /// What the daemon answered.
-pub(super) struct Answer {
-    /// How it went.
-    pub(super) status: StatusCode,
-    /// The whole body.
-    pub(super) body: Vec<u8>,
+struct Answer {
+    status: StatusCode,
+    body: Vec<u8>,
 }
 
 // === impl Whom ===
@@ -74,6 +89,7 @@ impl Whom {
         let mut listens: Vec<Listen> =
             loaded.config.admin.listen.into_iter().map(config::Spanned::into_inner).collect();
         listens.retain(|listen| !matches!(listen, Listen::Tcp(address) if address.port() == 0));
+        listens.sort_by_key(|listen| !matches!(listen, Listen::Unix(_))); // there no token is asked for
         if listens.is_empty() {
             let file = self.source.config.display();
             return Err(usage(format!("{file} lets the system choose the admin listener's port")));
@@ -85,32 +101,74 @@ impl Whom {
 // === impl Caller ===
 
 impl Caller {
-    /// Asks, and reads the whole answer.
+    /// Reads what is at a path.
     ///
     /// # Errors
-    /// A line that says why no listener answered, and what to do.
-    pub(super) async fn call(&self, method: Method, path: &str) -> Result<Answer, String> {
+    /// A line that says why there is no such answer, and what to do.
+    pub(super) async fn read<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        let call = Call { method: Method::GET, path: path.to_owned(), body: Bytes::new(), token: None };
+        let answer = self.call(&call).await?;
+        if answer.status == StatusCode::OK { answer.read(&call) } else { Err(answer.strange(&call)) }
+    }
+
+    /// Changes something, with the token of the environment if there is one.
+    ///
+    /// # Errors
+    /// A line that says why nothing has changed, and what to do; [`Failure::Usage`] where what is named is not there.
+    pub(super) async fn change<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T, Failure> {
+        let token = token()?;
+        let call = Call { method: Method::POST, path: path.to_owned(), body: body.to_string().into(), token };
+        let answer = self.call(&call).await?;
+        if answer.status == StatusCode::OK {
+            return answer.read(&call);
+        }
+        let Some(why) = answer.error() else { return Err(answer.strange(&call)) };
+        Err(match answer.status {
+            StatusCode::UNAUTHORIZED => {
+                let cause = match &call.token {
+                    Some(_) => format!("the daemon does not take the token in {TOKEN}: correct it"),
+                    None => format!("the daemon asks for its token: set {TOKEN}"),
+                };
+                Failure::Runtime(format!("{cause}, or use its unix socket with --admin unix:/path"))
+            }
+            StatusCode::FORBIDDEN => Failure::Runtime(format!("the daemon refused: {why} with --admin unix:/path")),
+            StatusCode::NOT_FOUND => Failure::Usage(format!("forebay: {why}")),
+            status => Failure::Runtime(format!("the daemon refused with {}: {why}", status.as_u16())),
+        })
+    }
+
+    async fn call(&self, call: &Call) -> Result<Answer, Failure> {
         let mut failed = Vec::new();
         for listen in &self.listens {
-            match timeout(DEADLINE, self.ask(listen, &method, path)).await {
+            match timeout(DEADLINE, self.ask(listen, call)).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(e)) => failed.push(format!("{listen}: {}", in_words(&e))),
                 Err(_) => failed.push(format!("{listen}: no answer in {} s", DEADLINE.as_secs())),
             }
         }
         let failed = failed.join("; ");
-        Err(format!(
+        Err(Failure::Runtime(format!(
             "no admin listener answers ({failed}): is forebay running? \
              `[admin] listen` in its configuration is the address for --admin"
-        ))
+        )))
     }
 
-    async fn ask(&self, listen: &Listen, method: &Method, path: &str) -> PingoraResult<Answer> {
+    async fn ask(&self, listen: &Listen, call: &Call) -> PingoraResult<Answer> {
         let peer = peer(listen)?;
-        let mut request = RequestHeader::build(method.clone(), path.as_bytes(), Some(1))?;
+        let mut request = RequestHeader::build(call.method.clone(), call.path.as_bytes(), Some(4))?;
         request.insert_header(HOST, "forebay")?;
+        if !call.body.is_empty() {
+            request.insert_header(CONTENT_TYPE, "application/json")?;
+            request.insert_header(CONTENT_LENGTH, call.body.len())?;
+        }
+        if let Some(token) = &call.token {
+            request.insert_header(AUTHORIZATION, token)?;
+        }
         let (mut session, _) = self.connector.get_http_session(&peer).await?;
         session.write_request_header(Box::new(request)).await?;
+        if !call.body.is_empty() {
+            session.write_request_body(call.body.clone(), true).await?;
+        }
         session.finish_request_body().await?;
         session.read_response_header().await?;
         let status = session.response_header().map_or(StatusCode::BAD_GATEWAY, |header| header.status);
@@ -122,6 +180,48 @@ impl Caller {
         }
         Ok(Answer { status, body })
     }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    fn read<T: DeserializeOwned>(&self, call: &Call) -> Result<T, Failure> {
+        serde_json::from_slice(&self.body).map_err(|e| call.strange(format_args!("something else ({e})")))
+    }
+
+    /// What an admin listener says that something is wrong; nothing else looks so.
+    fn error(&self) -> Option<String> {
+        let said: Value = serde_json::from_slice(&self.body).ok()?;
+        Some(said["error"].as_str()?.replace(char::is_control, " "))
+    }
+
+    fn strange(&self, call: &Call) -> Failure {
+        call.strange(self.status.as_u16())
+    }
+}
+
+// === impl Call ===
+
+impl Call {
+    /// That it was answered as no admin listener would.
+    fn strange(&self, answered: impl Display) -> Failure {
+        let Self { method, path, .. } = self;
+        Failure::Runtime(format!(
+            "{method} {path} was answered with {answered}: is it forebay's admin listener? \
+             `[admin] listen` in its configuration is the address for --admin"
+        ))
+    }
+}
+
+/// The token of the environment as the value of `Authorization`. What is wrong with it does not show it.
+fn token() -> Result<Option<HeaderValue>, Failure> {
+    let Some(token) = env::var_os(TOKEN).filter(|token| !token.is_empty()) else { return Ok(None) };
+    let value = token.to_str().and_then(|token| HeaderValue::from_str(&format!("Bearer {}", token.trim())).ok());
+    let mut value = value.filter(|value| value.to_str().is_ok()).ok_or_else(|| {
+        Failure::Usage(format!("forebay: the token in {TOKEN} is more than one line of visible ASCII characters"))
+    })?;
+    value.set_sensitive(true);
+    Ok(Some(value))
 }
 
 fn peer(listen: &Listen) -> PingoraResult<HttpPeer> {

@@ -273,7 +273,7 @@ impl Steps<'_> {
 }
 
 /// A duration as it would be written in the file.
-fn time(duration: Option<Duration>) -> String {
+pub(super) fn time(duration: Option<Duration>) -> String {
     let Some(duration) = duration else { return "none".into() };
     let millis = duration.as_millis();
     let units = [(3_600_000, "h"), (60_000, "m"), (1_000, "s")];

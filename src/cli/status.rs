@@ -9,7 +9,6 @@ use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use http::{Method, StatusCode};
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
@@ -72,12 +71,5 @@ async fn watch(caller: &Caller) -> Result<(), Failure> {
 }
 
 async fn read(caller: &Caller) -> Result<Report, Failure> {
-    let answer = caller.call(Method::GET, "/status").await.map_err(Failure::Runtime)?;
-    let strange = "is it forebay's admin listener? `[admin] listen` in its configuration is the address for --admin";
-    if answer.status != StatusCode::OK {
-        let status = answer.status.as_u16();
-        return Err(Failure::Runtime(format!("GET /status was answered with {status}: {strange}")));
-    }
-    serde_json::from_slice(&answer.body)
-        .map_err(|e| Failure::Runtime(format!("GET /status was answered with something else ({e}): {strange}")))
+    caller.read("/status").await
 }

@@ -177,7 +177,8 @@ impl Client {
         Ok(piece)
     }
 
-    fn line(&mut self) -> io::Result<String> {
+    /// The next line.
+    pub(crate) fn line(&mut self) -> io::Result<String> {
         let mut line = String::new();
         self.0.read_line(&mut line)?;
         let line = line.strip_suffix("\r\n").ok_or(ErrorKind::UnexpectedEof)?;

@@ -4,6 +4,7 @@ mod check;
 mod clients;
 mod configuration;
 mod credentials;
+mod drain;
 mod failing;
 mod hardening;
 mod harness;

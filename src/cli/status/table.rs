@@ -52,6 +52,8 @@ struct Server {
     why: String,
     since: String,
     in_flight: u64,
+    weight: u32,
+    configured_weight: u32,
     requests: u64,
     errors: u64,
     last_probe: Option<String>,
@@ -124,6 +126,10 @@ pub(super) fn table(report: &Report, rates: Option<&Rates>, now: Timestamp) -> S
             lines.push(Line::Cells(cells(server, rates.map(|rates| rates.of(pool, &server.name)), now)));
             let is_well = server.state == "up" && server.why == WELL;
             lines.extend((!is_well).then(|| Line::Whole(4, server.why.clone())));
+            let Server { weight, configured_weight, .. } = server;
+            lines.extend((weight != configured_weight).then(|| {
+                Line::Whole(4, format!("weight {weight} by the operator; {configured_weight} in the configuration"))
+            }));
         }
     }
     let mut shown = above(report, now);
@@ -253,9 +259,14 @@ mod tests {
     fn server(name: &str, state: &str, why: &str, requests: u64) -> Value {
         json!({
             "name": name, "address": "127.0.0.1:1", "state": state, "why": why, "since": "2026-01-01T23:57:00.000Z",
-            "in_flight": 1, "weight": 1, "backup": false, "requests": requests, "errors": 2,
+            "in_flight": 1, "weight": 1, "configured_weight": 1, "backup": false, "requests": requests, "errors": 2,
             "last_probe": "2026-01-01T23:59:58Z", "a member of a later version": {},
         })
+    }
+
+    fn weighted(mut server: Value, weight: u32) -> Value {
+        server["weight"] = weight.into();
+        server
     }
 
     fn report(pid: u32, pools: &Value) -> Report {
@@ -272,6 +283,8 @@ mod tests {
             server("gpu1", "up", WELL, 1234),
             server("gpu2", "down", "the probe was answered with 503", 7),
             server("gpu3", "up", "alive, but it refuses the probe with 401: see the pool's `api_key`", 0),
+            weighted(server("gpu4", "draining", "by the operator; up: probe answered", 9), 5),
+            weighted(server("gpu5", "up", WELL, 0), 0),
         ];
         let report = report(
             42,
@@ -281,14 +294,19 @@ mod tests {
 forebay 1.2.3, pid 42, up 2d
 configuration loaded 2h ago: /etc/forebay/forebay.toml
 
-SERVER  STATE  SINCE  IN FLIGHT  REQUESTS  ERRORS  PROBED
+SERVER  STATE     SINCE  IN FLIGHT  REQUESTS  ERRORS  PROBED
 empty
 llama: 3 of 100 in the queue
-  gpu1  up        3m          1      1234       2      2s
-  gpu2  down      3m          1         7       2      2s
+  gpu1  up           3m          1      1234       2      2s
+  gpu2  down         3m          1         7       2      2s
     the probe was answered with 503
-  gpu3  up        3m          1         0       2      2s
+  gpu3  up           3m          1         0       2      2s
     alive, but it refuses the probe with 401: see the pool's `api_key`
+  gpu4  draining     3m          1         9       2      2s
+    by the operator; up: probe answered
+    weight 5 by the operator; 1 in the configuration
+  gpu5  up           3m          1         0       2      2s
+    weight 0 by the operator; 1 in the configuration
 ";
         assert_eq!(table(&report, None, now()), expected);
     }
