@@ -167,6 +167,14 @@ mod tests {
             ),
             ("[pool.x]\nservers = [{ address = \"a:1\", weight = 0 }, { address = \"b:1\", backup = true }]", &[]),
             (
+                "[pool.x]\nservers = [{ address = \"a:1\", weight = 10001 }]\n[pool.x.queue]\nsize = 9",
+                &[
+                    "main:2:24: a server's weight is at most 10000",
+                    "main:3:1: no server of this pool has a limit, so nothing ever waits; give the pool a `max_in_flight`",
+                ],
+            ),
+            ("[pool.x]\nservers = [{ address = \"a:1\", max_in_flight = 1 }]\n[pool.x.queue]", &[]),
+            (
                 "[pool.x]\nservers = [\"a:1\"]\nhost = \"a b\"\npath_prefix = \"api\"\nhealth.path = \"/a?b\"",
                 &[
                     "main:3:8: `host` is not a host; write such as \"api.example.com\"",
