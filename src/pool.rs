@@ -177,7 +177,9 @@ impl Pool {
             candidates.clear();
             candidates.extend(self.usable(&caller.tried, backup, now));
             let usable = candidates.len();
-            candidates.retain(|candidate| !self.servers[candidate.place].is_full());
+            if self.settings.queue.is_some() {
+                candidates.retain(|candidate| !self.servers[candidate.place].is_full());
+            } // else only a later plan has limits, and no queue of this one's could be waited in
             if let Some(place) = selector.choose(candidates, caller.asker) {
                 return Ok(Lease::new(self.clone(), place, caller, now));
             }
@@ -615,6 +617,20 @@ mod tests {
         assert!(turn(&mut third).is_some());
         drop(second);
         assert_eq!(after.servers[0].in_flight(), 0);
+    }
+
+    #[test]
+    fn limits_that_a_reload_brings_are_kept_by_new_requests_and_let_former_ones_be() {
+        let before = started(balanced(Balance::RoundRobin, &[("a", 1, false)]));
+        let first = leased(pick(&before));
+        let after = Arc::new(Pool::new(PoolId(0), Arc::new(limited(&[("a", 1, false)], 9)), Some(&before)));
+        let mut waits = ticket(pick(&after));
+        let second = leased(pick(&before));
+        assert!(second.is_some(), "nobody waits by the plan under which it came");
+        drop(first);
+        assert!(turn(&mut waits).is_none(), "it is still full");
+        drop(second);
+        assert!(turn(&mut waits).is_some(), "who leaves under the former plan hands its place over too");
     }
 
     // --- silence ---

@@ -77,8 +77,6 @@ impl Drop for Lease {
         }
         self.begins();
         self.server().leave(self.load);
-        if self.pool.settings.queue.is_some() {
-            self.pool.serve(now);
-        }
+        self.pool.serve(now); // even where nobody could wait by this plan: by the next one somebody may
     }
 }
