@@ -76,6 +76,13 @@ pub enum Picked {
     None,
 }
 
+/// What is left when those who wait were served. It may come back to the queue, and is to be dropped when that is not locked.
+#[derive(Default)]
+struct Left {
+    _served: Vec<Waiter>,
+    _unwanted: Vec<Lease>,
+}
+
 /// Why no server is chosen.
 #[derive(Debug, PartialEq, Eq)]
 enum Miss {
@@ -122,14 +129,16 @@ impl Pool {
     /// One of the usable servers that were not tried, backups only where no other is usable; or a place in the queue.
     #[must_use]
     pub fn pick(self: &Arc<Self>, caller: &Caller, now: Instant) -> Picked {
+        let mut _left = Left::default(); // dropped after the locks
         let mut queue = self.settings.queue.as_ref().map(|settings| (self.queue.lock(), settings.size));
+        if let Some((queue, _)) = &mut queue {
+            _left = Left::serving(queue, now); // they came first; what none of them can take may still do for this one
+        }
         let mut chooser = self.chooser.lock();
         if caller.tried.is_empty() {
             chooser.budget.request(now);
         }
-        let others_wait = queue.as_ref().is_some_and(|(queue, _)| !queue.is_empty());
-        let chosen = if others_wait { Err(Miss::Full) } else { self.choose(&mut chooser, caller, now) };
-        match (chosen, &mut queue) {
+        match (self.choose(&mut chooser, caller, now), &mut queue) {
             (Ok(lease), queue) => {
                 if let Some((queue, _)) = queue {
                     queue.served(&caller.key);
@@ -192,17 +201,8 @@ impl Pool {
 
     /// Hands what has come free to those who wait: to be called whenever servers may take more than before.
     pub fn serve(&self, now: Instant) {
-        let (mut served, mut unwanted) = (vec![], vec![]); // what these hold may come back to the queue: dropped after it
-        let mut queue = self.queue.lock();
-        let mut takes = |waiter: &Waiter| {
-            let chosen = waiter.pool.choose(&mut waiter.pool.chooser.lock(), &waiter.caller, now);
-            let Ok(lease) = chosen else { return false };
-            unwanted.extend(waiter.caller.handover.give(lease).err());
-            true
-        };
-        while let Some(waiter) = queue.offer(&mut takes) {
-            served.push(waiter);
-        }
+        let left = Left::serving(&mut self.queue.lock(), now);
+        drop(left); // after the lock
     }
 
     /// How many wait in the queue.
@@ -318,6 +318,25 @@ impl Pool {
                 in_flight: server.in_flight(),
             })
             .filter(|candidate| candidate.weight > 0)
+    }
+}
+
+// === impl Left ===
+
+impl Left {
+    /// Of those who wait, gives each in turn a server until none can take what is free.
+    fn serving(queue: &mut Queue<Waiter>, now: Instant) -> Self {
+        let (mut served, mut unwanted) = (vec![], vec![]);
+        let mut takes = |waiter: &Waiter| {
+            let chosen = waiter.pool.choose(&mut waiter.pool.chooser.lock(), &waiter.caller, now);
+            let Ok(lease) = chosen else { return false };
+            unwanted.extend(waiter.caller.handover.give(lease).err());
+            true
+        };
+        while let Some(waiter) = queue.offer(&mut takes) {
+            served.push(waiter);
+        }
+        Self { _served: served, _unwanted: unwanted }
     }
 }
 
@@ -631,6 +650,31 @@ mod tests {
         assert!(turn(&mut waits).is_none(), "it is still full");
         drop(second);
         assert!(turn(&mut waits).is_some(), "who leaves under the former plan hands its place over too");
+    }
+
+    #[test]
+    fn what_those_who_wait_cannot_take_is_taken_by_who_can() {
+        let pool = started(limited(&[("a", 1, false), ("b", 1, false)], 9));
+        let (a, b) = (leased(pick(&pool)), leased(pick(&pool)));
+        let mut retry = ticket(pool.pick(&having_tried(&[0]), Instant::now()));
+        let mut same_key = ticket(pick(&pool));
+        drop(a);
+        assert_eq!(turn(&mut same_key).map(|lease| lease.place), Some(0), "who waits for b keeps nobody from a");
+        assert_eq!(name(&pool, pick(&pool)), "a", "whether they wait or not");
+        assert!(turn(&mut retry).is_none());
+        drop(b);
+        assert_eq!(turn(&mut retry).map(|lease| lease.place), Some(1));
+    }
+
+    #[test]
+    fn where_no_server_is_left_nobody_begins_to_wait_behind_those_who_do() {
+        let pool = started(limited(&[("a", 1, false)], 9));
+        let a = leased(pick(&pool));
+        let waits = ticket(pick(&pool));
+        observe(&pool.servers[0], Probed::Failed("down".into()));
+        assert!(matches!(pick(&pool), Picked::None));
+        drop((a, waits));
+        assert_eq!((pool.queued(), pool.servers[0].in_flight()), (0, 0));
     }
 
     // --- silence ---

@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::balance::Asker;
 use super::handover::Handover;
+use super::queue::Waits;
 use super::retry::Repeat;
 use super::traffic::Load;
 use super::{Picked, Pool};
@@ -58,5 +59,12 @@ impl Waiter {
             Picked::Lease(lease) => self.caller.handover.give(lease).is_ok(),
             Picked::Ticket(_) | Picked::Full | Picked::None => false,
         }
+    }
+}
+
+impl Waits for Waiter {
+    /// After a reload, pools of different plans have different servers.
+    fn is_like(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.pool, &other.pool) && self.caller.tried == other.caller.tried
     }
 }

@@ -1,16 +1,22 @@
 //! Who waits for a server while all are at their limits, and whose turn is next.
 //!
 //! Keys take turns, and within a key it is first come, first served: so a key with a thousand requests does not keep another's one
-//! waiting. The key whose last turn is the longest ago is next.
+//! waiting. The key whose last turn is the longest ago is next. Not every request can take every server: one that cannot take what
+//! is offered holds up only those that could not either.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+/// What waits.
+pub trait Waits {
+    /// Whether it can take just what the other can.
+    fn is_like(&self, other: &Self) -> bool;
+}
+
 /// The requests `W` that wait.
 #[derive(Debug)]
 pub struct Queue<W> {
-    /// By key, in the order in which their first came.
-    keys: Vec<Waiting<W>>,
+    lanes: Vec<Lane<W>>,
     /// The number of the last turn of each key that ever had one.
     turns: HashMap<Arc<str>, u64>,
     turn: u64,
@@ -18,9 +24,9 @@ pub struct Queue<W> {
     waiting: usize,
 }
 
-/// One key's requests that wait.
+/// One key's requests that can all take the same; never empty.
 #[derive(Debug)]
-struct Waiting<W> {
+struct Lane<W> {
     key: Arc<str>,
     /// With their tickets.
     requests: VecDeque<(u64, W)>,
@@ -34,11 +40,11 @@ pub struct Full;
 
 impl<W> Default for Queue<W> {
     fn default() -> Self {
-        Self { keys: vec![], turns: HashMap::new(), turn: 0, tickets: 0, waiting: 0 }
+        Self { lanes: vec![], turns: HashMap::new(), turn: 0, tickets: 0, waiting: 0 }
     }
 }
 
-impl<W> Queue<W> {
+impl<W: Waits> Queue<W> {
     /// How many wait.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -61,33 +67,35 @@ impl<W> Queue<W> {
         }
         self.tickets += 1;
         self.waiting += 1;
+        let alike = |lane: &Lane<W>| lane.requests.front().is_some_and(|(_, first)| first.is_like(&request));
+        let lane = self.lanes.iter().position(|lane| lane.key == *key && alike(lane));
         let waits = (self.tickets, request);
-        match self.keys.iter_mut().find(|waiting| waiting.key == *key) {
-            Some(waiting) => waiting.requests.push_back(waits),
-            None => self.keys.push(Waiting { key: key.clone(), requests: VecDeque::from([waits]) }),
+        match lane {
+            Some(lane) => self.lanes[lane].requests.push_back(waits),
+            None => self.lanes.push(Lane { key: key.clone(), requests: VecDeque::from([waits]) }),
         }
         Ok(self.tickets)
     }
 
     /// Waits no more. What waited, unless it had its turn.
     pub fn leave(&mut self, ticket: u64) -> Option<W> {
-        let (place, at) = self.keys.iter().enumerate().find_map(|(place, waiting)| {
+        let (lane, at) = self.lanes.iter().enumerate().find_map(|(lane, waiting)| {
             let at = waiting.requests.iter().position(|(other, _)| *other == ticket)?;
-            Some((place, at))
+            Some((lane, at))
         })?;
-        self.remove(place, at)
+        self.remove(lane, at)
     }
 
-    /// Offers what has come free to each key's first in turn, until one takes it. What waited, if one did.
+    /// Offers what has come free to each key in turn, until one takes it. What waited, if one did.
     pub fn offer(&mut self, mut takes: impl FnMut(&W) -> bool) -> Option<W> {
-        let last = |waiting: &Waiting<W>| self.turns.get(&waiting.key).copied().unwrap_or(0);
-        let mut order: Vec<usize> = (0..self.keys.len()).collect();
-        order.sort_by_key(|place| last(&self.keys[*place])); // stable: among equals, who came first
-        let place =
-            order.into_iter().find(|place| self.keys[*place].requests.front().is_some_and(|(_, w)| takes(w)))?;
-        let key = self.keys[place].key.clone();
+        let turn = |lane: &Lane<W>| self.turns.get(&lane.key).copied().unwrap_or(0);
+        let first = |lane: &Lane<W>| lane.requests.front().map(|(ticket, _)| *ticket);
+        let mut order: Vec<usize> = (0..self.lanes.len()).collect();
+        order.sort_by_cached_key(|lane| (turn(&self.lanes[*lane]), first(&self.lanes[*lane])));
+        let lane = order.into_iter().find(|lane| self.lanes[*lane].requests.front().is_some_and(|(_, w)| takes(w)))?;
+        let key = self.lanes[lane].key.clone();
         self.served(&key);
-        self.remove(place, 0)
+        self.remove(lane, 0)
     }
 
     /// A key has its turn, with or without having waited.
@@ -99,11 +107,11 @@ impl<W> Queue<W> {
         }
     }
 
-    fn remove(&mut self, place: usize, at: usize) -> Option<W> {
-        let requests = &mut self.keys[place].requests;
+    fn remove(&mut self, lane: usize, at: usize) -> Option<W> {
+        let requests = &mut self.lanes[lane].requests;
         let (_, request) = requests.remove(at)?;
         if requests.is_empty() {
-            self.keys.remove(place);
+            self.lanes.remove(lane);
         }
         self.waiting -= 1;
         Some(request)
@@ -115,11 +123,24 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    impl Waits for String {
+        /// By what comes after key and number.
+        fn is_like(&self, other: &Self) -> bool {
+            self[2..] == other[2..]
+        }
+    }
+
+    impl Waits for usize {
+        fn is_like(&self, _: &Self) -> bool {
+            true
+        }
+    }
+
     fn key(name: &str) -> Arc<str> {
         name.into()
     }
 
-    /// Requests named by their key and number: `a1 a2 b1`.
+    /// Requests named by their key and number, and by what they need if not all can take the same: `a1 a2 b1 b2x`.
     fn queue(requests: &[&str]) -> (Queue<String>, Vec<u64>) {
         let mut queue = Queue::default();
         let tickets =
@@ -171,6 +192,19 @@ mod tests {
         assert_eq!(queue.offer(|request| request == "b1").as_deref(), Some("b1"));
         assert_eq!(queue.offer(|request| request == "a2"), None, "it is not its turn");
         assert_eq!(order(&mut queue), "a1 a2");
+    }
+
+    #[test]
+    fn who_cannot_take_what_is_offered_holds_up_only_its_like() {
+        let (mut queue, tickets) = queue(&["a1x", "a2", "a3x", "a4", "b1"]);
+        let but_x = |queue: &mut Queue<String>| queue.offer(|request| !request.ends_with('x'));
+        assert_eq!(but_x(&mut queue).as_deref(), Some("a2"));
+        assert_eq!(but_x(&mut queue).as_deref(), Some("b1"), "keys take turns all the same");
+        assert_eq!(but_x(&mut queue).as_deref(), Some("a4"));
+        assert_eq!((but_x(&mut queue), queue.len()), (None, 2));
+        assert_eq!(queue.leave(tickets[0]).as_deref(), Some("a1x"));
+        queue.join(&key("a"), "a5".into(), 9).unwrap();
+        assert_eq!(order(&mut queue), "a3x a5", "first come, first served");
     }
 
     proptest! {
