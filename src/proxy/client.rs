@@ -126,7 +126,7 @@ pub fn look(session: &mut Session) -> Result<()> {
         return Ok(());
     }
     match session.downstream_session.read_body_or_idle(true).now_or_never() {
-        Some(Err(e)) if !ending::is_timeout(e.etype()) => Err(e.into_down()),
+        Some(Err(e)) if !ending::is_timeout(e.etype()) && *e.etype() != MOVED => Err(e.into_down()),
         _ => Ok(()),
     }
 }

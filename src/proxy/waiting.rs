@@ -1,12 +1,13 @@
 //! Waiting in a pool's queue.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::time::Instant;
 
 use pingora::proxy::Session;
 use pingora::{Error, Result};
 use tokio::time::sleep;
 
+use super::ending::MOVED;
 use super::exchange::Exchange;
 use super::rejection::Rejection;
 use crate::pool::settings::Queue;
@@ -29,8 +30,11 @@ pub(super) async fn wait(session: &mut Session, x: &mut Exchange, queue: &Queue,
 /// Ends when the client goes, or when the time for all is over.
 async fn gone(session: &mut Session) -> Box<Error> {
     loop {
-        if let Err(e) = session.downstream_session.read_body_or_idle(true).await {
-            return e.into_down();
+        match session.downstream_session.read_body_or_idle(true).await {
+            Ok(_) => {}
+            // The turn came after the ticket was looked at. It is woken by that, and looked at again.
+            Err(e) if *e.etype() == MOVED => pending().await,
+            Err(e) => return e.into_down(),
         }
     }
 }

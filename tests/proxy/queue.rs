@@ -153,6 +153,26 @@ async fn keys_take_turns_so_that_ones_burst_does_not_hold_up_anothers_single_req
     forebay.idle().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_turn_that_comes_while_the_client_is_looked_at_is_no_failure() {
+    const REQUESTS: usize = 1_500; // of each client: the moment is short
+    let engine = Engine::fine().await;
+    let forebay = limited(&[&engine], 9).start().await;
+    let address = forebay.address;
+    let clients = (0..4).map(|_| {
+        tokio::spawn(async move {
+            let mut client = Client::connect_to(address, Version::H1).await;
+            for _ in 0..REQUESTS {
+                assert_eq!(client.ask(&prompt()).await.status, 200);
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
+    }
+    forebay.idle().await;
+}
+
 #[tokio::test]
 async fn those_who_wait_have_a_server_as_soon_as_its_ejection_is_over() {
     let gate = Gate::new();
