@@ -38,7 +38,7 @@ use crate::pool::Pool;
 use crate::pool::eject::Change;
 use crate::pool::retry::Failure;
 use crate::pool::settings::Protocol;
-use crate::pool::way::{Goes, Outcome};
+use crate::pool::way::{Goes, News, Outcome};
 use crate::prompt::{Dialect, LastEvent};
 use cork::Cork;
 use ending::End;
@@ -71,12 +71,7 @@ impl Proxy {
     /// Says what changed for a server by the attempt that has just ended.
     fn tell(&self, x: &mut Exchange) {
         if let (Some(news), Some(pool)) = (x.way.news.take(), &x.admitted.pool) {
-            self.observer.announce(pool, &news);
-            if let Change::Ejected(lasts) = news.change
-                && pool.settings.queue.is_some()
-            {
-                tokio::spawn(serve_after(lasts, pool.clone())); // its trial may be one of those who wait
-            }
+            announce(&self.observer, pool, &news);
         }
     }
 
@@ -341,7 +336,14 @@ impl ProxyHttp for Proxy {
     }
 }
 
-/// Lets those who wait have what comes free after a while.
+/// Says what changed for a server. Those who wait have it when its ejection is over: its trial may be one of them.
+pub fn announce(observer: &Observer, pool: &Arc<Pool>, news: &News) {
+    observer.announce(pool, news);
+    if let Change::Ejected(lasts) = news.change {
+        tokio::spawn(serve_after(lasts, pool.clone()));
+    }
+}
+
 async fn serve_after(lasts: Duration, pool: Arc<Pool>) {
     tokio::time::sleep(lasts).await;
     pool.serve(Instant::now());

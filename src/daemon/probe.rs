@@ -25,6 +25,7 @@ use crate::pool::health::{Change, Probed, State};
 use crate::pool::server::Order;
 use crate::pool::settings::{Check, Endpoint, Health, Protocol};
 use crate::pool::{Pool, Server, Settings};
+use crate::proxy::announce;
 use crate::proxy::ending::in_words;
 
 /// The type under which an answer that is not well comes out of a check, with its status.
@@ -79,7 +80,7 @@ static CONNECT: LazyLock<Question> = LazyLock::new(|| {
 async fn listen(pool: Arc<Pool>, observer: Arc<Observer>) {
     loop {
         let (news, next) = pool.stalls(Instant::now());
-        news.iter().for_each(|news| observer.announce(&pool, news));
+        news.iter().for_each(|news| announce(&observer, &pool, news));
         sleep_until(next.into()).await;
     }
 }

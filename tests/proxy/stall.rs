@@ -134,6 +134,38 @@ async fn where_there_is_no_other_server_a_request_stays_and_may_yet_be_answered(
 }
 
 #[tokio::test]
+async fn those_who_wait_have_a_server_that_stalled_as_soon_as_its_ejection_is_over() {
+    let gate = Gate::new();
+    let held = Reply::raw("").wait(&gate).bytes("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}");
+    let silent =
+        Engine::new(|asked| if asked.target().ends_with("trial") { Reply::json(200, "{}") } else { Reply::silence() });
+    let (silent, busy) = (silent.await, Engine::always(held).await);
+    let limits = "[pool.p.queue]\ntimeout = \"9s\"\n[pool.p.eject]\nstall = \"400ms\"\nduration = \"1s\"";
+    let forebay = in_front_of(&[&silent, &busy]).each(&["max_in_flight = 2", "max_in_flight = 1"]).and(limits);
+    let forebay = forebay.start().await;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(Client::connect(&forebay, Version::H1).await);
+    }
+    let [one, two, three] = &mut clients[..] else { panic!("three") };
+    let stuck = one.send(&streamed()).await;
+    silent.asked(0).await;
+    let held = two.send(&prompt()).await;
+    busy.asked(0).await;
+    eventually("it is ejected", || (state(&forebay, 0).0 == State::Ejected).then_some(())).await;
+    let trial = three.send(&prompt().to("/v1/trial")).await;
+    forebay.queued(1).await;
+    assert_eq!(trial.answer().await.whole().await.status, 200);
+    assert_eq!((silent.requests(), busy.requests()), (2, 1));
+    gate.open();
+    gate.open();
+    for pending in [held, stuck] {
+        assert_eq!(pending.answer().await.whole().await.status, 200);
+    }
+    forebay.idle().await;
+}
+
+#[tokio::test]
 async fn a_server_whose_probes_are_not_answered_lets_go_of_what_waits_there() {
     for version in VERSIONS {
         let (frozen, fine) = (Engine::always(Reply::silence()).await, Engine::fine().await);
