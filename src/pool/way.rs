@@ -80,6 +80,13 @@ pub enum Outcome {
 
 // === impl Way ===
 
+impl Drop for Way {
+    fn drop(&mut self) {
+        // A lease that waits there holds it through the server, and so itself.
+        drop(self.caller.handover.close());
+    }
+}
+
 impl Way {
     /// Goes on to the next attempt.
     pub fn go(&mut self, pool: &Arc<Pool>) -> Goes {
@@ -275,7 +282,9 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     fn way() -> Way {
-        Way { caller: Caller { repeat: Repeat::Anywhere, ..Caller::default() }, ..Way::default() }
+        let mut way = Way::default();
+        way.caller.repeat = Repeat::Anywhere;
+        way
     }
 
     fn goes(way: &mut Way, pool: &Arc<Pool>) -> Option<usize> {
@@ -363,6 +372,17 @@ mod tests {
         way.ends(Outcome::Answered, &pool);
         assert!(!way.handover().is_open(), "once its answer has begun it stays");
         assert_eq!(outcomes(&way), [(0, "stalled"), (1, "answered")]);
+    }
+
+    #[test]
+    fn a_request_that_goes_leaves_no_server_that_was_leased_for_it_behind() {
+        let pool = pool(&[("a", 1, false), ("b", 1, false)]);
+        let mut way = way();
+        goes(&mut way, &pool);
+        pool.silent(0, Instant::now());
+        assert_eq!(pool.servers[1].in_flight(), 1);
+        drop(way);
+        assert!(pool.servers.iter().all(|server| server.in_flight() == 0));
     }
 
     #[test]
