@@ -155,7 +155,7 @@ impl Pool {
         let waiter = Waiter { pool: self.clone(), caller: caller.clone() };
         match queue.join(&caller.key, waiter, size) {
             Ok(number) => {
-                caller.handover.open();
+                caller.handover.open(caller.tried.len());
                 Picked::Ticket(Ticket::new(self.clone(), number, caller.handover.clone(), now))
             }
             Err(queue::Full) => Picked::Full,
@@ -330,7 +330,7 @@ impl Left {
         let mut takes = |waiter: &Waiter| {
             let chosen = waiter.pool.choose(&mut waiter.pool.chooser.lock(), &waiter.caller, now);
             let Ok(lease) = chosen else { return false };
-            unwanted.extend(waiter.caller.handover.give(lease).err());
+            unwanted.extend(waiter.give(lease).err());
             true
         };
         while let Some(waiter) = queue.offer(&mut takes) {
@@ -697,7 +697,7 @@ mod tests {
         let mut under_way = leased(pool.pick(&speaks, began)).unwrap(); // at a
         let at_b = pool.pick(&streamed(), began);
         let stuck = leased(pool.pick(&waits, began)).unwrap(); // at a
-        [&speaks, &waits].iter().for_each(|caller| caller.handover.open());
+        [&speaks, &waits].iter().for_each(|caller| caller.handover.open(1));
         under_way.begins();
         speaks.handover.close();
         pool.servers[1].speaks(began + Duration::from_secs(30));
@@ -720,10 +720,10 @@ mod tests {
         observe(&pool.servers[1], Probed::Failed("down".into()));
         let waits = streamed();
         let stuck = leased(pool.pick(&waits, began)).unwrap();
-        waits.handover.open();
+        waits.handover.open(1);
         let later = began + Duration::from_secs(60);
         let (_, next) = pool.stalls(later);
-        assert_eq!((waits.handover.is_open(), next), (true, later + traffic::AGAIN));
+        assert_eq!((waits.handover.is_open(1), next), (true, later + traffic::AGAIN));
         observe(&pool.servers[1], Probed::Alive);
         pool.stalls(next);
         assert_eq!(waits.handover.close().map(|lease| lease.place), Some(1));
@@ -740,7 +740,7 @@ mod tests {
         let suspect = began + Duration::from_secs(70);
         let plain = Caller { load: traffic::Load { stream: false, bytes: 10 }, ..having_tried(&[]) };
         let leases: Vec<Lease> = (0..2).filter_map(|_| leased(pool.pick(&plain, suspect))).collect();
-        plain.handover.open();
+        plain.handover.open(1);
         assert!(pool.stalls(suspect + Duration::from_secs(59)).0.is_empty());
         let (news, _) = pool.stalls(suspect + Duration::from_secs(60));
         let change = eject::Change::Ejected(Duration::from_secs(20));

@@ -10,7 +10,7 @@ use super::handover::Handover;
 use super::queue::Waits;
 use super::retry::Repeat;
 use super::traffic::Load;
-use super::{Picked, Pool};
+use super::{Lease, Picked, Pool};
 
 /// Who wants a server.
 #[derive(Debug, Clone, Default)]
@@ -50,13 +50,18 @@ impl Caller {
 impl Waiter {
     /// Whether it would go to another server and has none yet.
     pub(super) fn would_move(&self) -> bool {
-        self.caller.handover.is_open()
+        self.caller.handover.is_open(self.caller.tried.len())
+    }
+
+    /// Gives it a lease, or has it back.
+    pub(super) fn give(&self, lease: Lease) -> Result<(), Lease> {
+        self.caller.handover.give(lease, self.caller.tried.len())
     }
 
     /// Takes another server for it. False: none is to be had.
     pub(super) fn moves(&self, now: Instant) -> bool {
         match self.pool.pick_another(&self.caller, false, now) {
-            Picked::Lease(lease) => self.caller.handover.give(lease).is_ok(),
+            Picked::Lease(lease) => self.give(lease).is_ok(),
             Picked::Ticket(_) | Picked::Full | Picked::None => false,
         }
     }

@@ -1,4 +1,6 @@
 //! Where a request finds a server that was leased for it while it waited: in the queue, or for a server that has fallen silent.
+//!
+//! Who gives saw it wait a moment ago. By now it may be on its way to yet another server: so each wait has its number.
 
 use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
@@ -23,8 +25,8 @@ enum Slot {
     /// It wants none.
     #[default]
     Closed,
-    /// It would take one.
-    Open,
+    /// It would take one, in this wait.
+    Open(usize),
     /// It has one, and does not know it yet.
     Given(Box<Lease>),
 }
@@ -32,17 +34,17 @@ enum Slot {
 // === impl Handover ===
 
 impl Handover {
-    /// It would take a lease from now on.
-    pub(super) fn open(&self) {
+    /// It would take a lease from now on. `wait`: how many servers it has tried.
+    pub(super) fn open(&self, wait: usize) {
         let mut slot = self.slot.lock();
         if matches!(*slot, Slot::Closed) {
-            *slot = Slot::Open;
+            *slot = Slot::Open(wait);
         }
     }
 
-    /// Whether it would take a lease.
-    pub(super) fn is_open(&self) -> bool {
-        matches!(*self.slot.lock(), Slot::Open)
+    /// Whether it would take a lease, in this wait.
+    pub(super) fn is_open(&self, wait: usize) -> bool {
+        matches!(*self.slot.lock(), Slot::Open(open) if open == wait)
     }
 
     /// It wants none any more. The one that it was given, if it was.
@@ -51,14 +53,14 @@ impl Handover {
         self.given.store(false, Release);
         match slot {
             Slot::Given(lease) => Some(*lease),
-            Slot::Closed | Slot::Open => None,
+            Slot::Closed | Slot::Open(_) => None,
         }
     }
 
-    /// Gives it a lease and wakes the request. The lease comes back if it wants none.
-    pub(super) fn give(&self, lease: Lease) -> Result<(), Lease> {
+    /// Gives it a lease and wakes the request. The lease comes back if it wants none, or waits for something else by now.
+    pub(super) fn give(&self, lease: Lease, wait: usize) -> Result<(), Lease> {
         let mut slot = self.slot.lock();
-        if !matches!(*slot, Slot::Open) {
+        if !matches!(*slot, Slot::Open(open) if open == wait) {
             return Err(lease);
         }
         *slot = Slot::Given(Box::new(lease));

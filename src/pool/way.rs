@@ -114,7 +114,7 @@ impl Way {
         self.caller.tried.push(lease.place);
         self.outcomes.push(Outcome::Cancelled); // until something else is known
         self.lease = Some(lease);
-        self.caller.handover.open();
+        self.caller.handover.open(self.caller.tried.len());
     }
 
     /// The lease of the attempt under way.
@@ -365,12 +365,12 @@ mod tests {
         let pool = pool(&[("a", 1, false), ("b", 1, false)]);
         let mut way = way();
         goes(&mut way, &pool);
-        assert!(way.handover().is_open());
+        assert!(way.handover().is_open(1));
         pool.silent(0, Instant::now());
         assert!(way.moves(&pool));
         assert_eq!((goes(&mut way, &pool), pool.servers[0].in_flight(), pool.servers[0].errors()), (Some(1), 0, 1));
         way.ends(Outcome::Answered, &pool);
-        assert!(!way.handover().is_open(), "once its answer has begun it stays");
+        assert!(!way.handover().is_open(2), "once its answer has begun it stays");
         assert_eq!(outcomes(&way), [(0, "stalled"), (1, "answered")]);
     }
 
@@ -386,12 +386,28 @@ mod tests {
     }
 
     #[test]
+    fn what_was_to_move_a_request_comes_too_late_for_its_next_server() {
+        let pool = pool(&[("a", 1, false), ("b", 1, false), ("c", 1, false)]);
+        let mut way = way();
+        goes(&mut way, &pool);
+        let now = Instant::now();
+        pool.servers[0].fall_silent(now);
+        let left = pool.servers[0].left_behind();
+        assert_eq!(left.len(), 1);
+        way.fails(Failure::Lost, Outcome::Reset, &pool);
+        assert_eq!(goes(&mut way, &pool), Some(1));
+        assert!(!left[0].moves(now) && way.handover().is_open(2));
+        let in_flight: Vec<u32> = pool.servers.iter().map(|server| server.in_flight()).collect();
+        assert_eq!(in_flight, [0, 1, 0]);
+    }
+
+    #[test]
     fn a_request_that_cannot_be_sent_twice_stays_where_it_is() {
         let pool = pool(&[("a", 1, false), ("b", 1, false)]);
         let mut way = Way::default();
         goes(&mut way, &pool);
         pool.silent(0, Instant::now());
-        assert_eq!((pool.servers[1].in_flight(), way.handover().is_open()), (0, true));
+        assert_eq!((pool.servers[1].in_flight(), way.handover().is_open(1)), (0, true));
     }
 
     #[test]
