@@ -110,6 +110,11 @@ impl Record {
         }
     }
 
+    /// Nothing counts against it any more. A trial that is under way decides nothing.
+    pub fn forget(&mut self) {
+        *self = Self { trials: self.trials, ..Self::default() };
+    }
+
     /// Whether there is nothing against it, so that a further good answer tells nothing.
     #[must_use]
     pub fn is_clean(&self) -> bool {
@@ -265,6 +270,23 @@ mod tests {
         record.hear(Told::Nothing, first, true, RULES, now + seconds(33));
         assert_eq!(record.standing(now + seconds(33)), Standing::OnTrial, "the former trial decides no more");
         assert_eq!(record.hear(Told::Well, second, true, RULES, now + seconds(34)), BACK);
+    }
+
+    #[test]
+    fn the_trial_of_a_server_that_began_anew_meanwhile_decides_nothing() {
+        let now = Instant::now();
+        let mut record = Record::default();
+        let trial = |record: &mut Record| {
+            record.hear(Told::Stalled, None, true, RULES, now);
+            record.taken(now + seconds(10))
+        };
+        let former = trial(&mut record);
+        record.forget();
+        assert!(record.is_clean());
+        let trial = trial(&mut record);
+        assert!(trial.is_some());
+        record.hear(Told::Failed, former, true, RULES, now + seconds(10));
+        assert_eq!(record.standing(now + seconds(10)), Standing::OnTrial);
     }
 
     #[test]

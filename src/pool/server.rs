@@ -232,7 +232,7 @@ impl Server {
             let change = condition.health.observe(probed, answering, rules, SystemTime::now());
             if let Some((from, State::Up)) = change.as_ref().map(|change| (change.from, change.to)) {
                 if from == State::Down {
-                    condition.record = Record::default();
+                    condition.record.forget();
                 }
                 let climbs = from == State::Down || condition.joins;
                 condition.climbs = climbs.then(Instant::now);
