@@ -201,6 +201,7 @@ impl ProxyHttp for Proxy {
     }
 
     async fn upstream_response_filter(&self, _: &mut Session, h: &mut ResponseHeader, x: &mut Exchange) -> Result<()> {
+        x.way.hears(); // whatever it is
         if h.status == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Rejection::Unavailable.into()); // nobody asked to switch
         }
@@ -216,7 +217,6 @@ impl ProxyHttp for Proxy {
             return Err(Error::new_up(ending::REFUSED));
         }
         x.answer.first_byte = Some(Instant::now());
-        x.way.hears();
         if h.status == StatusCode::UNAUTHORIZED && pool.is_some_and(|pool| pool.settings.headers.api_key.is_some()) {
             return Err(Rejection::UpstreamCredentials.into());
         }

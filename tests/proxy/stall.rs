@@ -106,6 +106,32 @@ async fn a_byte_on_any_request_is_a_sign_of_life() {
 }
 
 #[tokio::test]
+async fn so_is_an_answer_that_another_server_gives_instead() {
+    let gate = Gate::new();
+    let waits = Reply::raw("").wait(&gate).bytes("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}");
+    let busy = Engine::new(move |asked| match asked.target() {
+        "/v1/waits" => waits.clone(),
+        _ => Reply::json(503, "{}"),
+    });
+    let (busy, fine) = (busy.await, Engine::fine().await);
+    let eject = "[pool.p.eject]\nstall = \"400ms\"\nfailures = 1000000";
+    let forebay = in_front_of(&[&busy, &fine]).and(eject).start().await;
+    let mut clients = [Client::connect(&forebay, Version::H1).await, Client::connect(&forebay, Version::H1).await];
+    let [one, two] = &mut clients;
+    let waits = one.send(&streamed().to("/v1/waits")).await;
+    busy.asked(0).await;
+    let asked = Instant::now();
+    while asked.elapsed() < Duration::from_millis(1_200) {
+        assert_eq!(two.ask(&prompt()).await.status, 200);
+        tokio::time::sleep(Duration::from_millis(50)).await; // the retries' budget
+    }
+    assert_eq!(state(&forebay, 0).0, State::Up);
+    gate.open();
+    assert_eq!(waits.answer().await.whole().await.status, 200);
+    assert!(forebay.outcomes().starts_with("s0 answered 1, s0 refused "), "{}", forebay.outcomes());
+}
+
+#[tokio::test]
 async fn a_long_prompt_has_more_time() {
     let (silent, fine) = (Engine::always(Reply::silence()).await, Engine::fine().await);
     let more = "stall_per_100kb = \"600ms\"";
