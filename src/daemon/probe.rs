@@ -126,10 +126,9 @@ fn changed(pool: &Pool, place: usize, change: &Change) {
 /// Asks once: at each address of the server until one answers, all in the time of one probe. `None`: it could not be asked.
 async fn probe(server: &Server, resolver: &mut Resolver, check: &Question, health: &Health) -> Option<Probed> {
     let late = || Some(Probed::Late(format!("no answer to the probe in {} s", health.timeout.as_secs_f32())));
-    let addresses = match timeout(health.timeout, resolver.addresses(server)).await {
-        Ok(Ok(addresses)) => addresses,
-        Ok(Err(why)) => return Some(Probed::Failed(why)),
-        Err(_) => return late(),
+    let addresses = match resolver.addresses(server, health.timeout).await {
+        Ok(addresses) => addresses,
+        Err(why) => return Some(Probed::Failed(why)),
     };
     let share = health.timeout / u32::try_from(addresses.len()).unwrap_or(1).max(1);
     let mut last = None;

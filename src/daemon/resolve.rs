@@ -1,10 +1,11 @@
 //! Host name → addresses, without holding anything up.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::lookup_host;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::pool::Server;
 use crate::pool::settings::{Address, Endpoint};
@@ -24,12 +25,12 @@ pub struct Resolver {
 // === impl Resolver ===
 
 impl Resolver {
-    /// Where the server may be reached; where it was last reached comes first. A name that no longer resolves keeps its last
-    /// addresses.
+    /// Where the server may be reached; where it was last reached comes first. A name that no longer resolves, or not in time,
+    /// keeps its last addresses.
     ///
     /// # Errors
     /// Why there is none, for people.
-    pub async fn addresses(&mut self, server: &Server) -> Result<Vec<Endpoint>, String> {
+    pub async fn addresses(&mut self, server: &Server, in_time: Duration) -> Result<Vec<Endpoint>, String> {
         let Address::Name { host, port } = &server.address else {
             return Ok(server.endpoint().into_iter().collect());
         };
@@ -38,7 +39,9 @@ impl Resolver {
         let fresh = server.is_up() && self.asked.is_some_and(|asked| asked.elapsed() < AGE);
         if !fresh {
             self.asked = Some(Instant::now());
-            match lookup_host((&**host, *port)).await {
+            let late = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time"));
+            let answers = timeout(in_time, lookup_host((&**host, *port))).await.unwrap_or_else(late);
+            match answers {
                 Ok(answers) => {
                     self.answers = answers.collect();
                     if std::mem::take(&mut self.lost) {
@@ -73,6 +76,16 @@ fn in_order(known: Option<SocketAddr>, answers: &[SocketAddr]) -> Vec<SocketAddr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_name_that_does_not_resolve_in_time_keeps_its_last_address() {
+        let server = Server::new(Address::Name { host: "forebay.invalid".into(), port: 80 }, false);
+        let mut resolver = Resolver::default();
+        assert!(resolver.addresses(&server, Duration::ZERO).await.is_err());
+        let known = SocketAddr::from(([10, 0, 0, 1], 80));
+        server.resolves_to(known);
+        assert_eq!(resolver.addresses(&server, Duration::ZERO).await, Ok(vec![Endpoint::Socket(known)]));
+    }
 
     #[test]
     fn the_address_that_answered_is_tried_first_and_the_others_after_it() {
