@@ -268,6 +268,7 @@ impl Pool {
 
     /// The probes of a server have found it silent: the requests that wait there go elsewhere as far as they can.
     pub fn silent(&self, place: usize, now: Instant) {
+        drop(self.chooser.lock()); // who chose it before it was known to be down is there by now
         self.servers[place].fall_silent(now);
         self.move_from(place, now);
     }

@@ -32,7 +32,10 @@ impl Lease {
         let mut caller = caller.clone();
         caller.tried.push(place);
         let load = caller.load;
-        let waiter = caller.may_move(&pool).then(|| Waiter { pool: pool.clone(), caller });
+        let waiter = caller.may_move(&pool).then(|| {
+            caller.handover.open(caller.tried.len()); // before it waits there, so that nobody finds it shut
+            Waiter { pool: pool.clone(), caller }
+        });
         let (trial, load, waiting) = pool.servers[place].enter(load, waiter, now);
         Self { pool, place, load, trial, waits: true, waiting }
     }

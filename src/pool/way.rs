@@ -114,7 +114,7 @@ impl Way {
         self.caller.tried.push(lease.place);
         self.outcomes.push(Outcome::Cancelled); // until something else is known
         self.lease = Some(lease);
-        self.caller.handover.open(self.caller.tried.len());
+        self.caller.handover.open(self.caller.tried.len()); // it is shut where this lease came through it
     }
 
     /// The lease of the attempt under way.
