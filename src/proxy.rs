@@ -221,6 +221,8 @@ impl ProxyHttp for Proxy {
             return Err(Rejection::UpstreamCredentials.into());
         }
         if let Some(pool) = &x.admitted.pool {
+            let streams = x.admitted.stream == Some(true);
+            *x.shared.streams.lock() = x.way.place().filter(|_| streams).map(|place| pool.servers[place].clone());
             x.way.ends(if h.status.is_server_error() { Outcome::ServerError } else { Outcome::Answered }, pool);
         }
         self.tell(x);

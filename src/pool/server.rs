@@ -1,6 +1,7 @@
 //! One engine: its state over what probes, requests and the operator tell, and its counts.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -28,6 +29,8 @@ pub struct Server {
     /// When the last byte of an answer came, in nanoseconds since `born`.
     heard: AtomicU64,
     born: Instant,
+    /// Streams whose client does not take what has come.
+    held: AtomicU32,
     in_flight: AtomicU32,
     requests: AtomicU64,
     errors: AtomicU64,
@@ -96,6 +99,10 @@ pub(super) struct Heard {
     pub(super) why: &'static str,
 }
 
+/// While it is held, one stream of a server waits for its client, and not for the server.
+#[derive(Debug)]
+pub struct Held(Arc<Server>);
+
 /// The share of its weight with which a server begins, in hundredths.
 const FIRST_SHARE: u32 = 10;
 
@@ -127,6 +134,7 @@ impl Server {
             traffic: Mutex::new(Traffic::new(born)),
             heard: AtomicU64::new(0),
             born,
+            held: AtomicU32::new(0),
             in_flight: AtomicU32::new(0),
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
@@ -362,9 +370,17 @@ impl Server {
         self.in_flight.fetch_sub(1, Relaxed);
     }
 
+    /// A stream of it waits for its client.
+    #[must_use]
+    pub fn hold(self: &Arc<Self>) -> Held {
+        self.held.fetch_add(1, Relaxed);
+        Held(self.clone())
+    }
+
     /// When it counts as stalled, if not a byte of an answer comes before.
     pub(super) fn stalls_at(&self, rules: &eject::Rules) -> Option<Instant> {
-        self.traffic.lock().stalls_at(self.heard(), rules)
+        let held = self.held.load(Relaxed);
+        self.traffic.lock().stalls_at(self.heard(), held, rules)
     }
 
     /// It has fallen silent.
@@ -388,6 +404,15 @@ impl Server {
         let product = act(&mut condition);
         self.plain.store(condition.is_plain(), Relaxed);
         product
+    }
+}
+
+// === impl Held ===
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.traffic.lock().listen(Instant::now());
+        self.0.held.fetch_sub(1, Relaxed);
     }
 }
 

@@ -77,9 +77,15 @@ impl Traffic {
         self.streams -= u32::from(load.stream);
     }
 
-    /// When the server counts as stalled, if not a byte comes before. `heard`: its last one.
-    pub(super) fn stalls_at(&self, heard: Instant, rules: &Rules) -> Option<Instant> {
-        let stall = rules.stall.filter(|_| self.streams > 0)?;
+    /// A stream is listened to again: from now on it may be silent.
+    pub(super) fn listen(&mut self, now: Instant) {
+        self.quiet = now;
+    }
+
+    /// When the server counts as stalled, if not a byte comes before. `heard`: its last one; `held`: streams that wait for their
+    /// clients.
+    pub(super) fn stalls_at(&self, heard: Instant, held: u32, rules: &Rules) -> Option<Instant> {
+        let stall = rules.stall.filter(|_| self.streams > held)?;
         let allowance = rules.stall_per_100kb.mul_f64(self.bytes as f64 / 100_000.0);
         Some(heard.max(self.quiet) + stall + allowance)
     }
@@ -137,7 +143,7 @@ mod tests {
         let at = |seconds: u64| began + Duration::from_secs(seconds);
         let mut traffic = Traffic::new(began);
         let stalls = |traffic: &Traffic, heard: Instant| {
-            traffic.stalls_at(heard, &RULES).map(|at| at.saturating_duration_since(began).as_secs())
+            traffic.stalls_at(heard, 0, &RULES).map(|at| at.saturating_duration_since(began).as_secs())
         };
         assert_eq!(stalls(&traffic, began), None);
         traffic.enter(Load { stream: false, bytes: 200_000 }, None, false, began, at(10));
@@ -146,6 +152,7 @@ mod tests {
         assert_eq!(stalls(&traffic, began), Some(100 + 60 + 15), "from the first stream on, with three allowances");
         traffic.enter(stream(0), None, false, began, at(150));
         assert_eq!(stalls(&traffic, began), Some(175), "further ones do not put it off");
+        assert!(traffic.stalls_at(began, 1, &RULES).is_some() && traffic.stalls_at(began, 2, &RULES).is_none());
         assert_eq!(stalls(&traffic, at(120)), Some(195), "a byte does");
         traffic.begins(Load { stream: false, bytes: 200_000 }, None);
         assert_eq!(stalls(&traffic, at(120)), Some(185));

@@ -6,7 +6,8 @@
 //! Pingora 0.9.1's own way to send a body again is a buffer of 64 KiB. Beyond that, and for a body that was read to its end
 //! before the engine was chosen, nothing would be sent at all. A session of one's own is the way around it.
 
-use std::future::poll_fn;
+use std::convert::Infallible;
+use std::future::{pending, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
 use std::task::{Context, Poll};
@@ -33,6 +34,7 @@ use super::clock::Clock;
 use super::cork::Cork;
 use super::ending::{self, BODY_SILENT, BODY_TOO_LARGE, MOVED, UNFINISHED};
 use super::exchange::Exchange;
+use crate::pool::Server;
 use crate::pool::handover::Handover;
 
 /// What a request's context and its [`Client`] share.
@@ -44,6 +46,8 @@ pub struct Shared {
     pub writing: AtomicBool,
     /// The daemon stops: the client's connection ends with this answer.
     pub closing: AtomicBool,
+    /// The server whose answer is a stream.
+    pub streams: Mutex<Option<Arc<Server>>>,
     /// In the engine's socket while it has the header and not yet the body.
     pub cork: Mutex<Option<Cork>>,
     /// Where a [`Client`] leaves the real session when it is dropped.
@@ -139,6 +143,16 @@ pub fn unwrap(session: &mut Session, shared: &Shared) {
     *session.downstream_session = ServerSession::new_custom(Box::new(())); // drops the `Client`
     if let Some(real) = shared.home.lock().take() {
         session.downstream_session = real;
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// The client does not take what the engine sends, as long as this is polled: nobody hears whether the engine is silent.
+    async fn hold(&self) -> Infallible {
+        let _held = self.streams.lock().as_ref().map(Server::hold);
+        pending().await
     }
 }
 
@@ -267,6 +281,7 @@ impl Client {
             biased;
             sent = real.response_duplex_vec(tasks) => sent,
             limit = poll_fn(|cx| clock.poll_end(cx)) => return Err(Error::new(limit)),
+            never = shared.hold() => match never {},
         };
         shared.writing.store(false, Relaxed);
         sent.map_err(|error| if *error.esource() == ErrorSource::Unset { error.into_down() } else { error })

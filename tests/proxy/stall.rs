@@ -132,6 +132,23 @@ async fn so_is_an_answer_that_another_server_gives_instead() {
 }
 
 #[tokio::test]
+async fn a_client_that_does_not_read_is_no_silence_of_its_server() {
+    let event = format!("data: {}\n\n", "x".repeat(1_000_000)); // more than the sockets between them hold
+    let long = (0..40).fold(Reply::events(), |reply, _| reply.chunk(&event)).chunk("data: [DONE]\n\n").last();
+    for version in VERSIONS {
+        let (engine, fine) = (Engine::always(long.clone()).await, Engine::fine().await);
+        let forebay = probed(in_front_of(&[&engine, &fine])).start().await;
+        let mut client = Client::connect(&forebay, version).await;
+        let answer = client.send(&streamed()).await.answer().await;
+        let began = Instant::now();
+        eventually("three times the time is over", || (began.elapsed() > Duration::from_millis(1_200)).then_some(()))
+            .await;
+        assert_eq!(state(&forebay, 0).0, State::Up, "{version:?}");
+        assert!(answer.whole().await.complete);
+    }
+}
+
+#[tokio::test]
 async fn a_long_prompt_has_more_time() {
     let (silent, fine) = (Engine::always(Reply::silence()).await, Engine::fine().await);
     let more = "stall_per_100kb = \"600ms\"";
