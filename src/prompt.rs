@@ -3,6 +3,7 @@
 //! A *prompt* is a request body that an engine answers. forebay never owns its meaning: it learns what it needs while
 //! the bytes pass, and hands the bytes on as they came.
 
+pub(crate) mod json;
 pub mod scan;
 pub mod sse;
 

@@ -3,16 +3,14 @@
 //! The whole body is held against RFC 8259, so that what passes here is JSON for the engine too. What may surprise:
 //! - Only top-level members count, by their *decoded* name: `"mod\u0065l"` is `model`, for any engine that decodes it.
 //! - A body that is no JSON is told so, whatever else is wrong with it, even where the fault lies behind its model.
-//! - Half of a surrogate pair (`"\ud800"`) is refused. RFC 8259's grammar has it, but it is no text: some engines refuse
-//!   it and others replace it, so two readers of one body could see two different prompts.
-//! - Numbers are held against their grammar alone: `1e999` passes, and its size is the engine's affair.
 //! - Brackets nest 128 deep at most. The way back out of them is one bit a level: no recursion, no stack to grow.
 
 use std::fmt;
-use std::iter;
 use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
+
+use super::json::{Cursor, What, decoded};
 
 /// What forebay needs to know of a request body that an engine answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,15 +52,6 @@ struct Members {
     max_tokens: Option<u64>,
 }
 
-/// What is wrong at the place where a [`Cursor`] stopped.
-type What = &'static str;
-
-/// A place in a text, moved forward over one piece of JSON at a time.
-struct Cursor<'a> {
-    text: &'a str,
-    rest: &'a [u8],
-}
-
 /// Reads a whole request body.
 ///
 /// # Errors
@@ -70,8 +59,8 @@ struct Cursor<'a> {
 /// When the body is not one JSON object with exactly one `model`, a string that is not empty.
 pub fn scan(body: &[u8]) -> Result<Prompt, Unreadable> {
     let text = text(body)?;
-    let mut cursor = Cursor { text, rest: text.as_bytes() };
-    match cursor.members() {
+    let mut cursor = Cursor::new(text);
+    match Members::read(text, &mut cursor) {
         Ok(members) => members.prompt(text),
         Err(what) => Err(Unreadable::NotJson { offset: cursor.at(), what }),
     }
@@ -111,6 +100,22 @@ impl std::error::Error for Unreadable {}
 impl Members {
     const NAMES: [&str; 5] = ["model", "stream", "max_tokens", "max_completion_tokens", "max_output_tokens"];
 
+    /// Passes the whole text, an object, and takes note of the members that count.
+    fn read(text: &str, cursor: &mut Cursor<'_>) -> Result<Self, What> {
+        let mut members = Self::default();
+        cursor.skip_space();
+        cursor.expect(b'{', "it does not start with '{'")?;
+        let mut more = cursor.any(b'}');
+        while more {
+            let name = cursor.name()?;
+            let value = cursor.value()?;
+            members.meet(text, name, value);
+            more = cursor.another(b'}')?;
+        }
+        cursor.end()?;
+        Ok(members)
+    }
+
     /// Takes note of a top-level member, given where in the text its name (without quotes) and its value lie.
     fn meet(&mut self, text: &str, name: Range<usize>, value: Range<usize>) {
         let name = &text[name];
@@ -140,183 +145,6 @@ impl Members {
     }
 }
 
-// === impl Cursor ===
-
-impl Cursor<'_> {
-    /// Passes the whole text, an object, and takes note of the members that count.
-    fn members(&mut self) -> Result<Members, What> {
-        let mut members = Members::default();
-        self.skip_space();
-        self.expect(b'{', "it does not start with '{'")?;
-        self.skip_space();
-        if !self.take(b'}') {
-            loop {
-                let name = self.name()?;
-                let value = self.value()?;
-                members.meet(self.text, name, value);
-                if !self.another(b'}')? {
-                    break;
-                }
-            }
-        }
-        self.skip_space();
-        if self.rest.is_empty() { Ok(members) } else { Err("something follows the object's end") }
-    }
-
-    /// Passes a member's name and its colon; where the name lies, without its quotes.
-    fn name(&mut self) -> Result<Range<usize>, What> {
-        self.skip_space();
-        self.expect(b'"', "a member's name in double quotes is missing")?;
-        let start = self.at();
-        self.string()?;
-        let end = self.at() - 1;
-        self.skip_space();
-        self.expect(b':', "a colon is missing")?;
-        Ok(start..end)
-    }
-
-    /// Passes a value with all that is in it; where it lies.
-    fn value(&mut self) -> Result<Range<usize>, What> {
-        self.skip_space();
-        let start = self.at();
-        // The brackets open around the cursor, innermost lowest, an object's 1 and an array's 0, above them a 1 as a
-        // mark: 127 levels, and the body's own object is one more.
-        let mut open: u128 = 1;
-        loop {
-            self.skip_space();
-            if let [bracket @ (b'{' | b'['), rest @ ..] = self.rest {
-                if open.leading_zeros() == 0 {
-                    return Err("brackets are nested more than 128 deep");
-                }
-                let object = *bracket == b'{';
-                open = open << 1 | u128::from(object);
-                self.rest = rest;
-                self.skip_space();
-                if self.rest.first() != Some(&closing(object)) {
-                    if object {
-                        self.name()?;
-                    }
-                    continue;
-                }
-            } else {
-                self.scalar()?;
-            }
-            // Here a scalar has ended, or the bracket just opened is about to close.
-            while open != 1 {
-                let object = open & 1 == 1;
-                if self.another(closing(object))? {
-                    if object {
-                        self.name()?;
-                    }
-                    break;
-                }
-                open >>= 1;
-            }
-            if open == 1 {
-                return Ok(start..self.at());
-            }
-        }
-    }
-
-    /// Passes what must follow a member or an element: a comma, and there is another one, or the closing bracket.
-    fn another(&mut self, closing: u8) -> Result<bool, What> {
-        self.skip_space();
-        if self.take(b',') {
-            return Ok(true);
-        }
-        self.expect(closing, "a comma or the closing bracket is missing")?;
-        Ok(false)
-    }
-
-    fn scalar(&mut self) -> Result<(), What> {
-        match self.rest {
-            [b'"', rest @ ..] => {
-                self.rest = rest;
-                self.string()
-            }
-            [b'-' | b'0'..=b'9', ..] => self.number(),
-            _ => self.literal(),
-        }
-    }
-
-    /// Passes a string from behind its opening quote to behind its closing one.
-    fn string(&mut self) -> Result<(), What> {
-        loop {
-            self.rest = &self.rest[plain(self.rest)..];
-            match self.rest {
-                [b'"', rest @ ..] => {
-                    self.rest = rest;
-                    return Ok(());
-                }
-                [b'\\', ..] => {
-                    let (_, length) =
-                        escape(self.rest).ok_or("a string has an escape that is unknown or half a character")?;
-                    self.rest = &self.rest[length..];
-                }
-                [_, ..] => return Err("a string has a control character that is not escaped"),
-                [] => return Err("a string is not closed"),
-            }
-        }
-    }
-
-    fn number(&mut self) -> Result<(), What> {
-        self.take(b'-');
-        if !self.take(b'0') {
-            self.digits()?;
-        }
-        if self.take(b'.') {
-            self.digits()?;
-        }
-        if self.take(b'e') || self.take(b'E') {
-            if !self.take(b'-') {
-                self.take(b'+');
-            }
-            self.digits()?;
-        }
-        Ok(())
-    }
-
-    fn digits(&mut self) -> Result<(), What> {
-        let [b'0'..=b'9', ..] = self.rest else {
-            return Err("a number lacks a digit");
-        };
-        while let [b'0'..=b'9', rest @ ..] = self.rest {
-            self.rest = rest;
-        }
-        Ok(())
-    }
-
-    fn literal(&mut self) -> Result<(), What> {
-        let literals: [&[u8]; 3] = [b"true", b"false", b"null"];
-        self.rest =
-            literals.into_iter().find_map(|literal| self.rest.strip_prefix(literal)).ok_or("a value is missing")?;
-        Ok(())
-    }
-
-    fn skip_space(&mut self) {
-        while let [b' ' | b'\n' | b'\r' | b'\t', rest @ ..] = self.rest {
-            self.rest = rest;
-        }
-    }
-
-    /// Passes `byte` if it is next.
-    fn take(&mut self, byte: u8) -> bool {
-        let Some(rest) = self.rest.strip_prefix(&[byte]) else {
-            return false;
-        };
-        self.rest = rest;
-        true
-    }
-
-    fn expect(&mut self, byte: u8, otherwise: What) -> Result<(), What> {
-        if self.take(byte) { Ok(()) } else { Err(otherwise) }
-    }
-
-    fn at(&self) -> usize {
-        self.text.len() - self.rest.len()
-    }
-}
-
 /// The body as text: JSON between systems is UTF-8, without a byte order mark (RFC 8259, 8.1).
 fn text(body: &[u8]) -> Result<&str, Unreadable> {
     let text = std::str::from_utf8(body)
@@ -325,77 +153,6 @@ fn text(body: &[u8]) -> Result<&str, Unreadable> {
         return Err(Unreadable::NotJson { offset: 0, what: "it starts with a byte order mark" });
     }
     Ok(text)
-}
-
-fn closing(object: bool) -> u8 {
-    if object { b'}' } else { b']' }
-}
-
-/// How many bytes come before the first quote, backslash or control character.
-fn plain(bytes: &[u8]) -> usize {
-    /// One in each of eight bytes.
-    const ONES: u64 = u64::MAX / 255;
-    /// The top bit of each byte in which `word` is less than `limit` (at most 128). A borrow may set one too many, but
-    /// only above a right one.
-    fn less(word: u64, limit: u8) -> u64 {
-        word.wrapping_sub(ONES * u64::from(limit)) & !word & (ONES << 7)
-    }
-    let (words, tail) = bytes.as_chunks::<8>();
-    for (index, word) in words.iter().enumerate() {
-        let word = u64::from_le_bytes(*word);
-        let quote = less(word ^ (ONES * u64::from(b'"')), 1);
-        let backslash = less(word ^ (ONES * u64::from(b'\\')), 1);
-        let found = quote | backslash | less(word, b' ');
-        if found != 0 {
-            return index * 8 + found.trailing_zeros() as usize / 8;
-        }
-    }
-    let stop = tail.iter().position(|byte| matches!(byte, b'"' | b'\\' | ..b' '));
-    words.len() * 8 + stop.unwrap_or(tail.len())
-}
-
-/// The character that the escape at the front of `bytes` stands for, and the length of the escape.
-fn escape(bytes: &[u8]) -> Option<(char, usize)> {
-    let character = match bytes.get(1)? {
-        b'u' => return unicode_escape(bytes),
-        letter @ (b'"' | b'\\' | b'/') => char::from(*letter),
-        b'b' => '\u{8}',
-        b'f' => '\u{c}',
-        b'n' => '\n',
-        b'r' => '\r',
-        b't' => '\t',
-        _ => return None,
-    };
-    Some((character, 2))
-}
-
-/// As [`escape`], for `\uXXXX` alone or for two of them that are a surrogate pair.
-fn unicode_escape(bytes: &[u8]) -> Option<(char, usize)> {
-    let unit = |at: usize| {
-        let [b'\\', b'u', digits @ ..] = bytes.get(at..)?.first_chunk::<6>()? else {
-            return None;
-        };
-        digits.iter().try_fold(0, |unit: u16, digit| Some(unit << 4 | char::from(*digit).to_digit(16)? as u16))
-    };
-    let first = unit(0)?;
-    if let Some(character) = char::from_u32(first.into()) {
-        return Some((character, 6));
-    }
-    let character = char::decode_utf16([first, unit(6)?]).next()?.ok()?;
-    Some((character, 12))
-}
-
-/// The characters that the inside of a valid JSON string stands for.
-fn decoded(inside: &str) -> impl Iterator<Item = char> {
-    let mut rest = inside;
-    iter::from_fn(move || {
-        let (character, length) = match rest.chars().next()? {
-            '\\' => escape(rest.as_bytes())?,
-            plain => (plain, plain.len_utf8()),
-        };
-        rest = &rest[length..];
-        Some(character)
-    })
 }
 
 #[cfg(test)]
@@ -764,20 +521,6 @@ mod tests {
                 prop_assert!(renamed.starts_with(&body[..prompt.model_span.start]));
                 prop_assert!(renamed.ends_with(&body[prompt.model_span.end..]));
             }
-        }
-
-        #[test]
-        fn eight_bytes_at_a_time_stop_where_one_at_a_time_does(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let stop = |byte: &u8| matches!(byte, b'"' | b'\\' | ..b' ');
-            prop_assert_eq!(plain(&bytes), bytes.iter().position(stop).unwrap_or(bytes.len()));
-        }
-
-        #[test]
-        fn a_lone_stop_is_found_wherever_it_lies(length in 1_usize..40, place in any::<Index>(), filler in 0x23_u8..0x5c, stop in select(&b"\"\\\0\n\x1f"[..])) {
-            let mut bytes = vec![filler; length];
-            let at = place.index(length);
-            bytes[at] = stop;
-            prop_assert_eq!(plain(&bytes), at);
         }
     }
 }
