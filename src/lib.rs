@@ -19,6 +19,7 @@
 
 pub mod access;
 pub mod admin;
+pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod daemon;
