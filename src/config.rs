@@ -55,6 +55,8 @@ pub struct Config {
     pub admin: Admin,
     /// What is said on stderr.
     pub log: Log,
+    /// The memory for answers that are kept.
+    pub cache: Cache,
     /// Interchangeable engines, by name.
     pub pool: BTreeMap<Spanned<String>, Pool>,
     /// Public model names and who serves them.
@@ -333,6 +335,46 @@ pub struct Model {
     /// What `/v1/models` says about its owner.
     #[serde(default = "owner")]
     pub owned_by: String,
+    /// Which version of the model the engines run: answers of another one are not given.
+    #[serde(default)]
+    pub version: String,
+    /// Whether its answers are kept; left out: not.
+    #[serde(default)]
+    pub cache: Option<ModelCache>,
+}
+
+/// `[cache]`: the memory for answers that are kept.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, remote = "Self")]
+pub struct Cache {
+    /// All that keeping them takes: bodies, headers, keys, and answers on their way in.
+    pub memory: Spanned<Size>,
+    /// The largest body that is kept.
+    pub max_body: Spanned<Size>,
+}
+
+/// `[model.NAME.cache]`: how a model's answers are kept.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, remote = "Self")]
+pub struct ModelCache {
+    /// For how long; never zero.
+    #[serde(deserialize_with = "units::positive_duration")]
+    pub ttl: Duration,
+    /// Who gets an answer that was kept for another.
+    pub scope: Scope,
+    /// Whether answers are kept that the engine drew at random.
+    pub sampled: bool,
+}
+
+/// Who gets an answer that was kept for another.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Who asks with the same key.
+    #[default]
+    Key,
+    /// Everybody who may ask the model.
+    Shared,
 }
 
 /// `[[route]]`: an entry point.
@@ -394,7 +436,7 @@ pub struct Key {
     pub disabled: bool,
 }
 
-table::tables!(Config ServerTable Admin Log Pool Health Eject Timeouts Connections Retry Queue Model Route Key);
+table::tables!(Config ServerTable Admin Log Pool Health Eject Timeouts Connections Retry Queue Model Cache ModelCache Route Key);
 
 fn no_secret() -> Spanned<Secret> {
     unwritten(Secret::default())
@@ -505,6 +547,18 @@ impl Default for Retry {
     }
 }
 
+impl Default for Cache {
+    fn default() -> Self {
+        Cache { memory: unwritten(Size::MIB * 256), max_body: unwritten(Size::MIB) }
+    }
+}
+
+impl Default for ModelCache {
+    fn default() -> Self {
+        ModelCache { ttl: Duration::from_secs(3600), scope: Scope::Key, sampled: false }
+    }
+}
+
 impl Default for Queue {
     fn default() -> Self {
         Queue { size: count(100), timeout: Duration::from_secs(5) }
@@ -568,6 +622,9 @@ mod tests {
             level = "info"
             format = "json"
             access = "stderr"
+            [cache]
+            memory = "256MiB"
+            max_body = "1MiB"
             [pool.x]
             engine = "openai"
             servers = [{ address = "a:1", weight = 1, backup = false }]
@@ -603,6 +660,7 @@ mod tests {
             [model.m]
             pool = "x"
             owned_by = "forebay"
+            version = ""
             [[route]]
             name = "r"
             path = "/*"

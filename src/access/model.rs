@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::cache::Terms;
 use crate::pool::PoolId;
 
 /// A public name that clients ask for, and who serves it.
@@ -18,6 +19,10 @@ pub struct Model {
     pub upstream: Option<Box<str>>,
     /// Shown in the list of models.
     pub owned_by: Box<str>,
+    /// Which version of it the engines run; empty if that was not said. Shown in the list of models.
+    pub version: Box<str>,
+    /// How its answers are kept, if they are.
+    pub cache: Option<Terms>,
 }
 
 /// Every model by its name, families by their prefix.
@@ -85,6 +90,8 @@ mod tests {
             pool: PoolId(0),
             upstream: None,
             owned_by: "forebay".into(),
+            version: "".into(),
+            cache: None,
         };
         let models = Models::new(["llama-*", "llama-3", "llama-3*", "qwen"].map(model).into());
         let long = format!("llama-{}", "x".repeat(LONGEST));

@@ -15,11 +15,12 @@ use glob::Pattern;
 use http::Method;
 use log::LevelFilter;
 
-use super::plan::{Admin, Log, Plan, Server};
+use super::plan::{Admin, Cache, Log, Plan, Server};
 use super::wording::advice;
-use super::{Config, Declared, Fault, Level, Listen, Loaded, Sources, Spanned};
+use super::{Config, Declared, Fault, Level, Listen, Loaded, Scope, Sources, Spanned};
 use crate::access::route::{Auth, HostPattern, PathPattern, Target};
 use crate::access::{Key, Keys, Model, Models, Route, Routes, key};
+use crate::cache::Terms;
 use crate::observe::access_log::Destination;
 use crate::pool::PoolId;
 
@@ -30,6 +31,9 @@ const DEFAULT_ROUTE: &str = "default";
 const MOST_THREADS: usize = 1024;
 /// More idle connections than this no process has descriptors for.
 const MOST_IDLE: usize = 1_000_000;
+
+/// So many answers of the largest size find room in the cache.
+const MOST_OF_CACHE: u64 = 8;
 
 /// The plan that was written, and all that is wrong with it; with faults it is none to run.
 pub(super) fn compile(loaded: Loaded, environment: &dyn Fn(&str) -> Option<String>) -> (Plan, Vec<Fault>) {
@@ -74,12 +78,23 @@ impl Compiler<'_> {
                 token: config.admin.token_sha256.as_ref().map(|digest| digest.get_ref().0),
             },
             log: self.log(&config.log),
+            cache: self.cache(&config.cache),
             routes,
             keys,
             key_names,
             models,
             pools,
         }
+    }
+
+    fn cache(&mut self, cache: &super::Cache) -> Cache {
+        let (memory, max_body) = (cache.memory.get_ref().0, cache.max_body.get_ref().0);
+        if max_body > memory / MOST_OF_CACHE {
+            let message = format!("an answer of `max_body` takes more than 1/{MOST_OF_CACHE} of `memory`; write less");
+            self.fault(&cache.max_body.span(), message);
+        }
+        let bytes = |size| usize::try_from(size).unwrap_or(usize::MAX);
+        Cache { memory: bytes(memory), max_body: bytes(max_body) }
     }
 
     fn log(&mut self, log: &super::Log) -> Log {
@@ -193,6 +208,12 @@ impl Compiler<'_> {
             pool: self.pool_named(&model.pool),
             upstream: model.upstream.as_deref().filter(|name| !name.is_empty()).map(Into::into),
             owned_by: model.owned_by.as_str().into(),
+            version: model.version.as_str().into(),
+            cache: model.cache.as_ref().map(|cache| Terms {
+                ttl: cache.ttl,
+                shared: cache.scope == Scope::Shared,
+                sampled: cache.sampled,
+            }),
         }
     }
 

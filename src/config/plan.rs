@@ -29,6 +29,8 @@ pub struct Plan {
     pub admin: Admin,
     /// What is logged.
     pub log: Log,
+    /// The memory for answers that are kept.
+    pub cache: Cache,
     /// Host, path, method → route.
     pub routes: Routes,
     /// Credential → key.
@@ -73,6 +75,15 @@ pub struct Admin {
     pub listen: Vec<Listen>,
     /// The digest of the token for calls that change something; `None`: such calls only over a unix socket.
     pub token: Option<key::Digest>,
+}
+
+/// The memory for answers that are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cache {
+    /// All that keeping them takes, in bytes.
+    pub memory: usize,
+    /// The largest body that is kept, in bytes.
+    pub max_body: usize,
 }
 
 /// What is logged.
