@@ -44,7 +44,7 @@ pub enum Formless {
 
 /// The key under which the answer to a prompt is kept: a SHA-256 over all that may shape the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct PromptKey([u8; 32]);
+pub struct PromptKey(pub [u8; 32]);
 
 /// Who shares an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
