@@ -89,7 +89,13 @@ fn churn(memory: usize, threads: u64, first: u64) {
 
 /// Fills in distinct answers, as many as `keys` says, in writes of 256 bytes, as a stream comes; every eighth one
 /// breaks off. The most that was charged, and by how much the process grew.
-fn fill(store: &Arc<Store>, before: usize, keys: (u64, u64), size: impl Fn(u64) -> usize, again: bool) -> (usize, usize) {
+fn fill(
+    store: &Arc<Store>,
+    before: usize,
+    keys: (u64, u64),
+    size: impl Fn(u64) -> usize,
+    again: bool,
+) -> (usize, usize) {
     let event = [b'x'; 256];
     let header = [b'h'; 150];
     let now = Instant::now();

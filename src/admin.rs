@@ -1,5 +1,6 @@
 //! Probes, metrics, status and changes, on listeners of their own.
 
+mod purge;
 mod servers;
 pub mod status;
 
@@ -62,6 +63,9 @@ impl Admin {
         if let Some(server) = path.strip_prefix("/servers/") {
             return self.order(server, request, session).await.unwrap_or_else(|refused| refused);
         }
+        if path == "/cache/purge" {
+            return self.purge(request, session).await.unwrap_or_else(|refused| refused);
+        }
         let read = matches!(*method, Method::GET | Method::HEAD);
         match path {
             "/livez" | "/readyz" | "/startupz" | "/metrics" | "/status" if !read => Answer::wrong_method("GET, HEAD"),
@@ -75,7 +79,7 @@ impl Admin {
             }
             "/metrics" => self.metrics(),
             "/status" => {
-                Answer::json(StatusCode::OK, &status::status(&self.current.live(), self.started, &self.reloader.last()))
+                Answer::json(StatusCode::OK, &status::status(&self.current, self.started, &self.reloader.last()))
             }
             "/reload" => match self.permit(&request.headers) {
                 Ok(()) => self.reload().await,
@@ -99,7 +103,8 @@ impl Admin {
         let live = self.current.live();
         let clients = &self.current.clients;
         let (servers, queues) = (status::gauged(&live), status::queued(&live));
-        match self.observer.metrics.text(clients.connected(), clients.refused(), servers, queues) {
+        let (connected, cache) = ((clients.connected(), clients.refused()), self.current.store.figures());
+        match self.observer.metrics.text(connected, servers, queues, cache) {
             Ok(text) => {
                 let kind = "text/plain; version=0.0.4; charset=utf-8";
                 Answer { status: StatusCode::OK, kind, body: text.into(), more: None }
@@ -116,6 +121,23 @@ impl Admin {
             }
             Err(faults) => Answer::json(StatusCode::BAD_REQUEST, &json!({"reloaded": false, "faults": faults})),
         }
+    }
+
+    /// Throws kept answers out: those of a model, or all.
+    async fn purge(&self, request: &RequestHeader, session: &mut ServerSession) -> Result<Answer, Answer> {
+        if request.method != Method::POST {
+            return Err(Answer::wrong_method("POST"));
+        }
+        self.permit(&request.headers)?;
+        let body = body(session).await?;
+        let model = purge::read(&body).map_err(|why| Answer::fault(StatusCode::BAD_REQUEST, &why))?;
+        let purged = self.current.store.purge(model.as_deref());
+        let known = |model: &String| purge::known(&self.current.live().plan, model);
+        if let Some(unknown) = model.as_ref().filter(|_| purged == 0).map(known).and_then(Result::err) {
+            return Err(Answer::fault(StatusCode::NOT_FOUND, &unknown)); // one that has gone may have left answers
+        }
+        log::info!("purged {purged} kept answers of {}", model.as_deref().unwrap_or("all models"));
+        Ok(Answer::json(StatusCode::OK, &json!({"purged": purged})))
     }
 
     /// Has a server do as the body says.

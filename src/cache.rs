@@ -1,9 +1,13 @@
 //! The prompt cache: the same question is computed once.
 //!
-//! Here is what decides and touches nothing: which prompts may be answered from the cache, and under which key.
+//! Which prompts may be answered from the cache, and under which key, is decided by rules that touch nothing. Then there are the
+//! answers that are kept, and the flights: prompts that are being answered, and who shares the answers. What wires them into a
+//! request's way is [`crate::proxy::caching`].
 
 pub mod admission;
 pub mod canonical;
+pub mod flight;
+pub mod store;
 
 use std::time::Duration;
 

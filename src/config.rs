@@ -600,6 +600,17 @@ mod tests {
     }
 
     #[test]
+    fn a_table_that_switches_something_on_may_be_empty() {
+        let config = config(
+            "[pool.x]\nservers = [\"a:1\"]\nmax_in_flight = 1\n[pool.x.queue]\n[model.m]\npool = \"x\"\n[model.m.cache]",
+        );
+        let queue = config.pool.values().next().and_then(|pool| pool.queue.as_ref()).unwrap().get_ref();
+        assert_eq!((queue.size.get(), queue.timeout), (100, Duration::from_secs(5)));
+        let cache = config.model.values().next().and_then(|model| model.cache.as_ref()).unwrap();
+        assert_eq!((cache.ttl, cache.scope, cache.sampled), (Duration::from_secs(3600), Scope::Key, false));
+    }
+
+    #[test]
     fn what_is_left_out_is_as_the_contract_says() {
         let config =
             config("[pool.x]\nservers = [\"a:1\"]\n[model.m]\npool = \"x\"\n[[route]]\nname = \"r\"\npath = \"/*\"");
@@ -716,7 +727,7 @@ mod tests {
             (
                 "lissten = 1",
                 &[
-                    "a:1:1: unknown key `lissten`; known are `include`, `server`, `admin`, `log`, `pool`, `model`, `route`, `key`",
+                    "a:1:1: unknown key `lissten`; known are `include`, `server`, `admin`, `log`, `cache`, `pool`, `model`, `route`, `key`",
                 ],
             ),
             ("[serverr]", &["a:1:2: unknown key `serverr`; did you mean `server`?"]),
@@ -750,7 +761,7 @@ mod tests {
                 "[model.m]\npool = 5\nx = 6",
                 &[
                     "a:2:8: a string was expected, found an integer",
-                    "a:3:1: unknown key `x` in [model.m]; known are `pool`, `upstream`, `owned_by`",
+                    "a:3:1: unknown key `x` in [model.m]; known are `pool`, `upstream`, `owned_by`, `version`, `cache`",
                 ],
             ),
             (

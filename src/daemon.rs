@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use pingora::apps::HttpServerApp;
 use pingora::protocols::http::v2::server::default_h2_options;
-use pingora::proxy::{HttpProxy, http_proxy};
+use pingora::proxy::{HttpProxy, Subrequest, http_proxy};
 use pingora::server::configuration::ServerConf;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -160,7 +160,7 @@ impl Daemon {
         let max_retries = usize::MAX; // `pool::retry` bounds them
         let conf = ServerConf { threads, upstream_keepalive_pool_size, max_retries, ..ServerConf::default() };
         let proxy = Proxy::new(current.clone(), observer.clone(), connection::header_complete);
-        let proxy = Arc::new(pingora(proxy, conf));
+        let proxy = pingora(proxy, conf);
         let answers = |bound: &Bound| {
             let unix = matches!(bound.listen, Listen::Unix(_));
             Arc::new(Admin::new(current.clone(), observer.clone(), reloader.clone(), unix))
@@ -239,10 +239,14 @@ fn runtime(threads: usize) -> io::Result<Runtime> {
 
 /// Pingora's proxy around ours.
 #[must_use]
-pub fn pingora(proxy: Proxy, conf: ServerConf) -> HttpProxy<Proxy> {
+pub fn pingora(proxy: Proxy, conf: ServerConf) -> Arc<HttpProxy<Proxy>> {
+    let itself = proxy.itself();
     let mut proxy = http_proxy(&Arc::new(conf), proxy);
     let mut h2 = default_h2_options();
     h2.max_concurrent_streams(STREAMS);
     proxy.h2_options = Some(h2);
+    let proxy = Arc::new(proxy);
+    let around: Arc<dyn Subrequest + Send + Sync> = proxy.clone();
+    let _ = itself.set(Arc::downgrade(&around)); // it is set nowhere else
     proxy
 }

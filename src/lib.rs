@@ -8,13 +8,14 @@
 //! 2. [`proxy`] pins what is in force ([`live`]) and refuses what is malformed;
 //! 3. [`access`] finds its route and its key;
 //! 4. [`prompt`] finds the model in its body, which was read once, whole;
-//! 5. [`pool`] leases a server;
-//! 6. [`proxy::client`] gives the body to the engine, again on each attempt, and watches both sides;
-//! 7. the answer streams back as it comes, and [`prompt::sse`] watches for its last event;
-//! 8. whatever goes wrong becomes a [`proxy::rejection`], written in one place;
-//! 9. [`observe`] counts and logs the one record that it leaves.
+//! 5. [`cache`] may have the answer, or somebody who is asking the same;
+//! 6. [`pool`] leases a server;
+//! 7. [`proxy::client`] gives the body to the engine, again on each attempt, and watches both sides;
+//! 8. the answer streams back as it comes, and [`prompt::sse`] watches for its last event;
+//! 9. whatever goes wrong becomes a [`proxy::rejection`], written in one place;
+//! 10. [`observe`] counts and logs the one record that it leaves.
 //!
-//! The rooms in reading order: [`config`] (the file, and the plan made of it), [`access`], [`prompt`], [`pool`], [`live`],
+//! The rooms in reading order: [`config`] (the file, and the plan made of it), [`access`], [`prompt`], [`pool`], [`cache`], [`live`],
 //! [`proxy`], [`observe`], [`daemon`], [`admin`], [`engine`] (a stand-in for the real ones), [`cli`].
 
 pub mod access;

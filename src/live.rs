@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use arc_swap::ArcSwap;
 
-use crate::config::plan::Plan;
+use crate::cache::store::Store;
+use crate::config::plan::{Cache, Plan};
 use crate::observe::Meters;
 use crate::pool::{Pool, PoolId};
 use clients::Clients;
@@ -31,6 +32,8 @@ pub struct Current {
     live: ArcSwap<Live>,
     /// The clients of all traffic listeners.
     pub clients: Clients,
+    /// The answers that are kept.
+    pub store: Arc<Store>,
     draining: AtomicBool,
 }
 
@@ -49,7 +52,13 @@ impl Current {
     /// With this in force.
     #[must_use]
     pub fn new(live: Live) -> Self {
-        Self { live: ArcSwap::from_pointee(live), clients: Clients::default(), draining: AtomicBool::new(false) }
+        let Cache { memory, max_body } = live.plan.cache;
+        Self {
+            live: ArcSwap::from_pointee(live),
+            clients: Clients::default(),
+            store: Arc::new(Store::new(memory, max_body)),
+            draining: AtomicBool::new(false),
+        }
     }
 
     /// What is in force, pinned.
@@ -60,6 +69,10 @@ impl Current {
 
     /// Puts another one in force for all requests from now on.
     pub fn replace(&self, live: Live) {
+        let Cache { memory, max_body } = live.plan.cache;
+        if self.live.load().plan.cache != live.plan.cache {
+            self.store.resize(memory, max_body);
+        }
         self.live.store(Arc::new(live));
     }
 

@@ -68,6 +68,8 @@ pub struct Record<'x> {
     pub bytes_in: usize,
     /// Bytes of the answer's body.
     pub bytes_out: usize,
+    /// What the cache did with it, where it had a say.
+    pub cached: Option<Cached>,
     /// How long it waited in the queue, if it did.
     pub queued: Option<Duration>,
     /// From its header to the engine's.
@@ -92,6 +94,19 @@ pub struct Named<'x> {
     pub name: &'x str,
 }
 
+/// What the cache did with a request; a metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cached {
+    /// It had the answer.
+    Hit,
+    /// It had none: the answer was computed, and maybe kept.
+    Miss,
+    /// The answer was being computed for another.
+    Coalesced,
+    /// It was not to be asked.
+    Bypass,
+}
+
 /// In which phase a client left; a metric label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
@@ -111,6 +126,30 @@ pub struct Observer {
     pub metrics: Metrics,
     /// A line for each request.
     pub access_log: AccessLog,
+}
+
+// === impl Cached ===
+
+impl Cached {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Coalesced => "coalesced",
+            Self::Bypass => "bypass",
+        }
+    }
+
+    /// As clients read it in a header.
+    #[must_use]
+    pub fn in_header(self) -> &'static str {
+        match self {
+            Self::Hit => "HIT",
+            Self::Miss => "MISS",
+            Self::Coalesced => "COALESCED",
+            Self::Bypass => "BYPASS",
+        }
+    }
 }
 
 // === impl Left ===
@@ -136,6 +175,11 @@ impl Observer {
     pub fn observe(&self, record: &Record<'_>, meters: &Meters) {
         self.metrics.count(record, meters);
         self.access_log.write(record);
+    }
+
+    /// A computation for all who ask has ended: its attempts at this pool count once, whoever watched.
+    pub fn computed(&self, pool: Named<'_>, attempts: &[(Named<'_>, Outcome)], meters: &Meters) {
+        self.metrics.count_attempts(pool, attempts, meters);
     }
 
     /// Something changed for a server of this pool by what its requests met.

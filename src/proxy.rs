@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod body;
+pub mod caching;
 pub mod client;
 pub mod clock;
 pub mod cork;
@@ -14,11 +15,12 @@ pub mod headers;
 pub mod listing;
 pub mod peer;
 pub mod rejection;
+mod tape;
 mod waiting;
 
 use std::os::fd::RawFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -28,10 +30,11 @@ use http::{StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
-use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session, Subrequest};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 
+use crate::cache::flight::Flights;
 use crate::live::Current;
 use crate::observe::Observer;
 use crate::pool::Pool;
@@ -40,6 +43,7 @@ use crate::pool::retry::Failure;
 use crate::pool::settings::Protocol;
 use crate::pool::way::{Goes, News, Outcome};
 use crate::prompt::{Dialect, LastEvent};
+use caching::{Flight, Story};
 use cork::Cork;
 use ending::End;
 use exchange::Exchange;
@@ -57,6 +61,10 @@ pub struct Proxy {
     observer: Arc<Observer>,
     /// Told whenever a request's header is complete.
     header_complete: fn(),
+    /// What is being computed for all who ask.
+    flights: Arc<Flights<ResponseHeader, Story>>,
+    /// Pingora's proxy around this one, through which flights go. Set once it is there.
+    itself: Arc<OnceLock<Weak<dyn Subrequest + Send + Sync>>>,
 }
 
 // === impl Proxy ===
@@ -65,7 +73,13 @@ impl Proxy {
     /// A proxy for what is in force, which tells `observer` of each request.
     #[must_use]
     pub fn new(current: Arc<Current>, observer: Arc<Observer>, header_complete: fn()) -> Self {
-        Self { current, observer, header_complete }
+        Self { current, observer, header_complete, flights: Arc::default(), itself: Arc::default() }
+    }
+
+    /// Where Pingora's proxy around this one is to be named.
+    #[must_use]
+    pub fn itself(&self) -> Arc<OnceLock<Weak<dyn Subrequest + Send + Sync>>> {
+        self.itself.clone()
     }
 
     /// Says what changed for a server by the attempt that has just ended.
@@ -77,14 +91,15 @@ impl Proxy {
 
     /// Answers a rejection where nothing was answered yet. Whether the client's connection can live on.
     async fn refuse(&self, session: &mut Session, x: &mut Exchange, rejection: &Rejection) -> Result<bool> {
-        // Once a pool is looked to, Pingora 0.9.1 closes the connection, whatever `FailToProxy` says.
-        let closes = rejection.closes() || x.admitted.pool.is_some() || self.current.is_draining();
+        // Once an engine is looked to, Pingora 0.9.1 closes the connection, whatever `FailToProxy` says.
+        let closes = rejection.closes() || x.sent.is_some() || self.current.is_draining();
         if closes {
             session.set_keepalive(None);
         }
         let form = Form::of(x.answer.dialect, session.req_header().headers.get(CONTENT_TYPE));
         let (mut header, body) = rejection.response(form)?;
-        if let Some(identity) = &x.identity {
+        caching::tell(&mut header, x.cached)?;
+        if let Some(identity) = x.identity.as_ref().filter(|_| x.flight.is_none()) {
             headers::name_request(&mut header, identity, x.answer.dialect)?;
         }
         x.answer.decided = Some(Instant::now());
@@ -121,6 +136,10 @@ impl ProxyHttp for Proxy {
 
     async fn early_request_filter(&self, session: &mut Session, x: &mut Exchange) -> Result<()> {
         session.set_ignore_info_resp(true);
+        if let Some(flight) = Flight::of_session(session) {
+            flight.board(x);
+            return Ok(());
+        }
         if x.live.plan.server.keepalive.is_zero() || self.current.is_draining() {
             session.set_keepalive(None);
         }
@@ -137,7 +156,17 @@ impl ProxyHttp for Proxy {
     }
 
     async fn request_filter(&self, session: &mut Session, x: &mut Exchange) -> Result<bool> {
-        self.admit(session, x).await
+        match x.flight.clone() {
+            Some(flight) => flight.open(session, x).map(|()| false),
+            None => self.admit(session, x).await,
+        }
+    }
+
+    async fn proxy_upstream_filter(&self, session: &mut Session, x: &mut Exchange) -> Result<bool> {
+        match x.wanted.take() {
+            Some(wanted) => self.fly(session, x, wanted).await.map(|()| false),
+            None => Ok(true),
+        }
     }
 
     async fn upstream_peer(&self, session: &mut Session, x: &mut Exchange) -> Result<Box<HttpPeer>> {
@@ -190,6 +219,10 @@ impl ProxyHttp for Proxy {
         let (Some(identity), Some(route), Some(pool)) = (&x.identity, &x.admitted.route, &x.admitted.pool) else {
             return Err(Rejection::Internal.into());
         };
+        if let (Some(_), Some(place)) = (&x.flight, x.way.place()) {
+            headers::readdress(to, route, &pool.settings.path_prefix)?;
+            return headers::of_ours(to, identity, &pool.settings.headers, &pool.settings.servers[place].address);
+        }
         headers::spell_host(to)?;
         headers::readdress(to, route, &pool.settings.path_prefix)?;
         let client = s.req_header();
@@ -226,6 +259,12 @@ impl ProxyHttp for Proxy {
             x.way.ends(if h.status.is_server_error() { Outcome::ServerError } else { Outcome::Answered }, pool);
         }
         self.tell(x);
+        if let Some(flight) = &x.flight {
+            // Where only the close of the connection ends it, nobody knows whether it is whole.
+            let measured = h.headers.contains_key(CONTENT_LENGTH) || h.headers.contains_key(TRANSFER_ENCODING);
+            flight.shared.faulty.store(!measured && h.version < Version::HTTP_2, Relaxed);
+            x.tell_story(None);
+        }
         let kind = h.headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
         if is_event_stream(kind) && !h.headers.contains_key(CONTENT_ENCODING) {
             let last_event = LastEvent::of(x.answer.dialect);
@@ -240,9 +279,10 @@ impl ProxyHttp for Proxy {
         let ends = s.req_header().version < Version::HTTP_11 && header.remove_header(&TRANSFER_ENCODING).is_some();
         x.shared.closing.store(ends || self.current.is_draining(), Relaxed);
         headers::to_client(header)?;
+        caching::tell(header, x.cached)?;
         match &x.identity {
-            Some(identity) => headers::name_request(header, identity, x.answer.dialect),
-            None => Ok(()),
+            Some(identity) if x.flight.is_none() => headers::name_request(header, identity, x.answer.dialect),
+            _ => Ok(()),
         }
     }
 
@@ -256,6 +296,9 @@ impl ProxyHttp for Proxy {
         x.way.hears();
         if let (Some(last_event), Some(bytes)) = (&mut x.answer.last_event, body) {
             last_event.feed(bytes);
+            if last_event.has_failed() {
+                x.shared.faulty.store(true, Relaxed);
+            }
             x.shared.unfinished.store(!last_event.was_seen(), Relaxed);
         }
         Ok(None)
@@ -308,6 +351,7 @@ impl ProxyHttp for Proxy {
             log::error!("request {}: {e}", x.request_id());
         }
         let error_code = rejection.status().as_u16();
+        x.tell_story(Some(&rejection));
         let can_reuse_downstream = if begun {
             Self::break_off(session, x, &rejection, torn).await;
             false
@@ -325,6 +369,9 @@ impl ProxyHttp for Proxy {
         }
         if x.recorded {
             self.observer.observe(&x.record(session), &x.live.meters);
+        }
+        if let (Some(_), Some([pool, _])) = (&x.flight, x.attempt()) {
+            self.observer.computed(pool, &x.attempts(), &x.live.meters);
         }
     }
 

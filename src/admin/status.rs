@@ -5,15 +5,17 @@ use std::time::{Instant, SystemTime};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use crate::cache::store::Figures;
 use crate::config::plan::Plan;
 use crate::daemon::reload::LastReload;
-use crate::live::Live;
+use crate::live::{Current, Live};
 use crate::observe::Gauged;
 use crate::pool::Pool;
 
 /// What is in force, how its servers are, and how the configuration came in.
 #[must_use]
-pub fn status(live: &Live, started: SystemTime, last: &LastReload) -> Value {
+pub fn status(current: &Current, started: SystemTime, last: &LastReload) -> Value {
+    let live = &*current.live();
     let plan = &live.plan;
     let pools: Map<String, Value> = live.pools().map(|pool| (pool.settings.name.to_string(), of_pool(pool))).collect();
     let models: Map<String, Value> = plan
@@ -21,7 +23,7 @@ pub fn status(live: &Live, started: SystemTime, last: &LastReload) -> Value {
         .iter()
         .map(|model| {
             let pool = &live.pool(model.pool).settings.name;
-            (model.name.to_string(), json!({"pool": **pool, "upstream": model.upstream}))
+            (model.name.to_string(), json!({"pool": **pool, "upstream": model.upstream, "version": *model.version, "cache": model.cache.is_some()}))
         })
         .collect();
     let keys: Vec<Value> = plan.key_names.iter().map(|name| json!({"name": **name})).collect();
@@ -32,6 +34,7 @@ pub fn status(live: &Live, started: SystemTime, last: &LastReload) -> Value {
         "started": time(started),
         "config": of_config(plan, last),
         "pools": pools,
+        "cache": of_cache(current, plan),
         "models": models,
         "keys": keys,
     })
@@ -64,6 +67,11 @@ fn of_config(plan: &Plan, last: &LastReload) -> Value {
         "faults": last.faults,
         "restart_needed": last.restart_needed,
     })
+}
+
+fn of_cache(current: &Current, plan: &Plan) -> Value {
+    let Figures { bytes, entries, evictions } = current.store.figures();
+    json!({"entries": entries, "bytes": bytes, "memory": plan.cache.memory, "evictions": evictions})
 }
 
 fn of_pool(pool: &Pool) -> Value {

@@ -122,6 +122,8 @@ health = {{ interval = "1s" }}
 [model.demo]
 pool = "demo"
 
+[model.demo.cache]
+
 [[key]]
 name   = "demo"
 sha256 = "{digest}"

@@ -17,6 +17,7 @@ use super::{Failure, Source, check};
 use crate::access::key::Refused;
 use crate::access::route::{Auth, Miss, Target, read};
 use crate::access::{Key, Route};
+use crate::cache::Terms;
 use crate::config::plan::Plan;
 use crate::pool::settings::{Limits, Queue};
 use crate::pool::{PoolId, Settings};
@@ -222,6 +223,9 @@ impl Steps<'_> {
                 let sent =
                     model.upstream.as_ref().map_or(String::new(), |name| format!("; the engine is asked for {name}"));
                 self.line("model", format!("{name}, found by {entry}{sent}"));
+                if let Some(terms) = &model.cache {
+                    self.line("cache", cached(terms));
+                }
             }
             (Err(Rejection::ModelNotAllowed(_)), Some(key)) => {
                 let globs = if key.models.is_empty() { "none".into() } else { joined(&key.models) };
@@ -270,6 +274,13 @@ impl Steps<'_> {
         }
         Ok(format!("to pool {}", pool.name))
     }
+}
+
+/// What the cache would do.
+fn cached(Terms { ttl, shared, sampled }: &Terms) -> String {
+    let (ttl, who) = (time(Some(*ttl)), if *shared { "all who may ask it" } else { "this key alone" });
+    let what = if *sampled { "any prompt" } else { "embeddings, and prompts with `temperature` 0 or a `seed`" };
+    format!("keeps the answers to {what} for {ttl}, for {who}")
 }
 
 /// A duration as it would be written in the file.

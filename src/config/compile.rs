@@ -90,8 +90,11 @@ impl Compiler<'_> {
     fn cache(&mut self, cache: &super::Cache) -> Cache {
         let (memory, max_body) = (cache.memory.get_ref().0, cache.max_body.get_ref().0);
         if max_body > memory / MOST_OF_CACHE {
-            let message = format!("an answer of `max_body` takes more than 1/{MOST_OF_CACHE} of `memory`; write less");
-            self.fault(&cache.max_body.span(), message);
+            let written = [&cache.max_body, &cache.memory].map(|size| size.span());
+            let span = written.iter().find(|span| !span.is_empty()).unwrap_or(&written[0]);
+            let message =
+                format!("`memory` is less than {MOST_OF_CACHE} times `max_body`; write more, or a smaller `max_body`");
+            self.fault(span, message);
         }
         let bytes = |size| usize::try_from(size).unwrap_or(usize::MAX);
         Cache { memory: bytes(memory), max_body: bytes(max_body) }

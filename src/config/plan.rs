@@ -186,6 +186,10 @@ mod tests {
             ),
             ("[pool.x]\nservers = [{ address = \"a:1\", max_in_flight = 1 }]\n[pool.x.queue]", &[]),
             (
+                "[cache]\nmemory = \"7MiB\"",
+                &["main:2:10: `memory` is less than 8 times `max_body`; write more, or a smaller `max_body`"],
+            ),
+            (
                 "[pool.x]\nservers = [\"a:1\"]\nhost = \"a b\"\npath_prefix = \"api\"\nhealth.path = \"/a?b\"",
                 &[
                     "main:3:8: `host` is not a host; write such as \"api.example.com\"",

@@ -11,7 +11,7 @@ use arc_swap::ArcSwapOption;
 use jiff::Timestamp;
 
 use super::sink::Sink;
-use super::{Format, Record};
+use super::{Cached, Format, Record};
 
 /// Writes records to where the configuration says.
 #[derive(Debug)]
@@ -156,6 +156,7 @@ fn json(record: &Record<'_>) -> String {
         .plain("status", record.status)
         .text("code", (!record.code.is_empty()).then_some(record.code))
         .plain("attempts", record.attempts.len())
+        .text("cache", record.cached.map(Cached::as_str))
         .plain("stream", stream)
         .plain("bytes_in", record.bytes_in)
         .plain("bytes_out", record.bytes_out)
@@ -180,6 +181,7 @@ fn text(record: &Record<'_>) -> String {
         ("pool", record.pool.map(|pool| pool.name.to_owned())),
         ("server", server),
         ("attempts", (record.attempts.len() > 1).then(|| record.attempts.len().to_string())),
+        ("cache", record.cached.map(|cached| cached.as_str().to_owned())),
         ("queue_ms", record.queued.map(|queued| format!("{:.1}", millis(queued)))),
         ("ttfb_ms", record.first_byte.map(|first_byte| format!("{:.1}", millis(first_byte)))),
         ("bytes_out", Some(record.bytes_out.to_string())),
@@ -229,6 +231,7 @@ mod tests {
             stream: Some(true),
             bytes_in: 10,
             bytes_out: 20,
+            cached: Some(Cached::Miss),
             queued: Some(Duration::from_micros(12_345)),
             first_byte: Some(Duration::from_micros(1_234)),
             duration: Duration::from_millis(70_001),
@@ -246,7 +249,7 @@ mod tests {
         let expected = serde_json::json!({
             "time": "2023-11-14T22:13:20.123456Z", "request_id": "id-1", "client": "10.0.0.1", "key": "search-team",
             "route": null, "method": "POST", "path": "/v1/\"x\\\n\u{7f}é", "model": "llama-3", "pool": "llama",
-            "server": "gpu2", "status": 200, "code": null, "attempts": 2, "stream": true, "bytes_in": 10,
+            "server": "gpu2", "status": 200, "code": null, "attempts": 2, "cache": "miss", "stream": true, "bytes_in": 10,
             "bytes_out": 20, "queue_ms": 12.345, "ttfb_ms": 1.234, "duration_ms": 70001.0, "overhead_ms": 0.056, "end": "complete",
         });
         assert_eq!(read, expected);
@@ -261,6 +264,7 @@ mod tests {
             attempts: vec![],
             status: 401,
             code: "invalid_api_key",
+            cached: None,
             queued: None,
             first_byte: None,
             key: None,
@@ -271,7 +275,7 @@ mod tests {
             (
                 record(),
                 "2023-11-14T22:13:20.123Z 200 POST \"/v1/\\\"x\\\\\\u000a\\u007fé\" 70001.0ms model=llama-3 \
-                 pool=llama server=gpu2 attempts=2 queue_ms=12.3 ttfb_ms=1.2 bytes_out=20 key=search-team client=10.0.0.1 request_id=id-1",
+                 pool=llama server=gpu2 attempts=2 cache=miss queue_ms=12.3 ttfb_ms=1.2 bytes_out=20 key=search-team client=10.0.0.1 request_id=id-1",
             ),
             (
                 refused,

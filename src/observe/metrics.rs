@@ -11,8 +11,9 @@ use prometheus::{
 };
 
 use super::meters::{Attempts, ByCode, Meters, Requests, Whose};
-use super::{Left, Record};
+use super::{Cached, Left, Named, Record};
 use crate::access::key::Refused;
+use crate::cache::store::Figures;
 use crate::pool::way::Outcome;
 
 /// The registry and all that is in it.
@@ -27,6 +28,7 @@ pub struct Metrics {
     attempts: IntCounterVec,
     connections: IntCounterVec,
     ejections: IntCounterVec,
+    cached: IntCounterVec,
     auth_failures: [IntCounter; Refused::ALL.len()],
     aborts: [IntCounter; Left::ALL.len()],
     reloads: IntCounterVec,
@@ -43,6 +45,9 @@ struct Now {
     queued: IntGaugeVec,
     clients: IntGauge,
     clients_refused: IntCounter,
+    cache_bytes: IntGauge,
+    cache_entries: IntGauge,
+    cache_evictions: IntCounter,
 }
 
 /// A server as it is now.
@@ -130,6 +135,11 @@ impl Metrics {
                 "Times that a server was left alone, by what requests met there.",
                 &["pool", "server", "reason"],
             )?,
+            cached: all.counters(
+                "forebay_cache_requests_total",
+                "Requests to models with a cache, by what it did with them.",
+                &["model", "result"],
+            )?,
             auth_failures: Refused::ALL.map(|reason| auth_failures.with_label_values(&[reason.as_str()])),
             aborts: Left::ALL.map(|phase| aborts.with_label_values(&[phase.as_str()])),
             reloads: all.counters("forebay_config_reloads_total", "Reloads of the configuration.", &["result"])?,
@@ -144,6 +154,15 @@ impl Metrics {
                 server_up: all.gauges("forebay_server_up", "1 if a server is used, else 0.", &["pool", "server"])?,
                 queued: all.gauges("forebay_queued", "Requests in a pool's queue.", &["pool"])?,
                 clients: all.add(IntGauge::new("forebay_client_connections", "Connections of clients.")?)?,
+                cache_bytes: all.add(IntGauge::new(
+                    "forebay_cache_bytes",
+                    "Bytes that kept answers take, with all that is theirs.",
+                )?)?,
+                cache_entries: all.add(IntGauge::new("forebay_cache_entries", "Answers that are kept.")?)?,
+                cache_evictions: all.add(IntCounter::new(
+                    "forebay_cache_evictions_total",
+                    "Kept answers that were thrown out to make room.",
+                )?)?,
                 clients_refused: all.add(IntCounter::new(
                     "forebay_client_connections_refused_total",
                     "Connections of clients beyond max_connections.",
@@ -168,10 +187,12 @@ impl Metrics {
                 histogram.observe(first_byte.as_secs_f64());
             }
         }
-        for (server, outcome) in &record.attempts {
-            if let Some(attempts) = record.pool.and_then(|pool| meters.attempts(self, pool, *server)) {
-                attempts.by_outcome[*outcome as usize].inc();
-            }
+        // Those of a computation that others watch too are counted by themselves.
+        if let Some(pool) = record.pool.filter(|_| !matches!(record.cached, Some(Cached::Miss | Cached::Coalesced))) {
+            self.count_attempts(pool, &record.attempts, meters);
+        }
+        if let (Some(model), Some(cached)) = (record.model, record.cached) {
+            self.cached.with_label_values(&[model.name, cached.as_str()]).inc();
         }
         if let (Some(pool), Some(queued)) = (record.pool, record.queued) {
             self.queue_waits.with_label_values(&[pool.name]).observe(queued.as_secs_f64());
@@ -181,6 +202,14 @@ impl Metrics {
         }
         if let Some(phase) = record.left {
             self.aborts[phase as usize].inc();
+        }
+    }
+
+    pub(super) fn count_attempts(&self, pool: Named<'_>, attempts: &[(Named<'_>, Outcome)], meters: &Meters) {
+        for (server, outcome) in attempts {
+            if let Some(attempts) = meters.attempts(self, pool, *server) {
+                attempts.by_outcome[*outcome as usize].inc();
+            }
         }
     }
 
@@ -221,16 +250,16 @@ impl Metrics {
     }
 
     /// All of it in Prometheus' text format, with the clients that are connected, those that were refused since the start, how
-    /// the servers are now, and how many requests wait in each pool's queue.
+    /// the servers are now, how many requests wait in each pool's queue, and how the cache stands.
     ///
     /// # Errors
     /// When it cannot be encoded.
     pub fn text<'s>(
         &self,
-        connected: usize,
-        refused: u64,
+        (connected, refused): (usize, u64),
         servers: impl Iterator<Item = Gauged<'s>>,
         queues: impl Iterator<Item = (&'s str, usize)>,
+        cache: Figures,
     ) -> Result<Vec<u8>> {
         let now = self.now.lock();
         now.in_flight.reset();
@@ -243,6 +272,9 @@ impl Metrics {
         for (pool, queued) in queues {
             now.queued.with_label_values(&[pool]).set(i64::try_from(queued).unwrap_or(i64::MAX));
         }
+        now.cache_bytes.set(i64::try_from(cache.bytes).unwrap_or(i64::MAX));
+        now.cache_entries.set(i64::try_from(cache.entries).unwrap_or(i64::MAX));
+        now.cache_evictions.inc_by(cache.evictions.saturating_sub(now.cache_evictions.get()));
         now.clients.set(i64::try_from(connected).unwrap_or(i64::MAX));
         now.clients_refused.inc_by(refused.saturating_sub(now.clients_refused.get()));
         let mut text = Vec::new();

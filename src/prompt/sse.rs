@@ -26,6 +26,7 @@ pub struct LastEvent {
     line: [u8; Self::KEPT],
     length: usize,
     seen: bool,
+    failed: bool,
     /// How many line ends in a row came last; two or more: no event is under way.
     breaks: u8,
     after_cr: bool,
@@ -45,12 +46,22 @@ impl Dialect {
         }
     }
 
+    /// Whether a line of this beginning is about an engine's own failure.
+    fn fails_with(self, line: &[u8]) -> bool {
+        let event = field(line, b"event:");
+        let data = |beginning: &[u8]| field(line, b"data:").is_some_and(|data| data.starts_with(beginning));
+        event == Some(b"error")
+            || match self {
+                Self::Completions => data(b"{\"error\":"),
+                Self::Messages => data(b"{\"type\":\"error\""),
+                Self::Responses => event == Some(b"response.failed") || data(b"{\"type\":\"response.failed\""),
+                Self::Other => false,
+            }
+    }
+
     /// Whether a line of this beginning belongs to a last event. An engine's own error ends any stream.
     fn ends_with(self, line: &[u8]) -> bool {
-        let field = |name: &[u8]| {
-            let value = line.strip_prefix(name)?;
-            Some(value.strip_prefix(b" ").unwrap_or(value))
-        };
+        let field = |name: &[u8]| field(line, name);
         if let Some(event) = field(b"event:") {
             return event == b"error"
                 || match self {
@@ -73,6 +84,12 @@ impl Dialect {
     }
 }
 
+/// The value of a line, if it is of the field of this name, which includes the colon.
+fn field<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
+    let value = line.strip_prefix(name)?;
+    Some(value.strip_prefix(b" ").unwrap_or(value))
+}
+
 // === impl LastEvent ===
 
 impl LastEvent {
@@ -81,7 +98,15 @@ impl LastEvent {
     /// For a stream of this dialect.
     #[must_use]
     pub fn of(dialect: Dialect) -> Self {
-        Self { dialect, line: [0; Self::KEPT], length: 0, seen: dialect == Dialect::Other, breaks: 2, after_cr: false }
+        Self {
+            dialect,
+            line: [0; Self::KEPT],
+            length: 0,
+            seen: dialect == Dialect::Other,
+            failed: false,
+            breaks: 2,
+            after_cr: false,
+        }
     }
 
     /// The next bytes of the stream.
@@ -101,6 +126,7 @@ impl LastEvent {
                 self.breaks = self.breaks.saturating_add(u8::from(!second_half));
                 self.after_cr = bytes[at] == b'\r';
                 self.seen |= self.dialect.ends_with(&self.line[..self.length]);
+                self.failed |= self.dialect.fails_with(&self.line[..self.length]);
                 self.length = 0;
             }
             bytes = rest;
@@ -113,6 +139,12 @@ impl LastEvent {
         self.seen || self.dialect.ends_with(&self.line[..self.length])
     }
 
+    /// Whether the engine itself has said in it that it failed.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.failed || self.dialect.fails_with(&self.line[..self.length])
+    }
+
     /// Whether no event is under way, so that another may begin.
     #[must_use]
     pub fn is_between_events(&self) -> bool {
@@ -123,6 +155,27 @@ impl LastEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stream_in_which_the_engine_says_that_it_failed_has_failed() {
+        for (dialect, text, failed) in [
+            (Dialect::Completions, "data: {\"error\":{}}\n\ndata: [DONE]\n\n", true),
+            (Dialect::Completions, "data: {\"a\":\"error\"}\n\ndata: [DONE]\n\n", false),
+            (Dialect::Completions, "event: error\ndata: {}\n\n", true),
+            (Dialect::Messages, "data: {\"type\":\"error\"}", true),
+            (Dialect::Messages, "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n", false),
+            (Dialect::Responses, "event: response.failed\ndata: {}\n\n", true),
+            (Dialect::Responses, "event: response.incomplete\ndata: {}\n\n", false),
+            (Dialect::Other, "event: error\n\n", true),
+            (Dialect::Other, "data: error\n\n", false),
+        ] {
+            for size in 1..=text.len() {
+                let mut last = LastEvent::of(dialect);
+                text.as_bytes().chunks(size).for_each(|piece| last.feed(piece));
+                assert_eq!(last.has_failed(), failed, "{dialect:?} {text:?} by {size}");
+            }
+        }
+    }
 
     const CASES: [(Dialect, &str, bool); 18] = [
         (Dialect::Completions, "data: {\"a\":1}\n\ndata: [DONE]\n\n", true),

@@ -8,6 +8,7 @@ use http::Method;
 use pingora::Result;
 use pingora::proxy::Session;
 
+use super::caching::{Found, Wanted};
 use super::client::{self, Body};
 use super::exchange::Exchange;
 use super::rejection::Rejection;
@@ -18,6 +19,7 @@ use crate::config::plan::Plan;
 use crate::live::Live;
 use crate::pool::PoolId;
 use crate::pool::retry::Repeat;
+use crate::pool::settings::Limits;
 use crate::pool::traffic::Load;
 use crate::prompt::Dialect;
 use crate::prompt::scan::{rename, scan};
@@ -52,14 +54,13 @@ impl Proxy {
             return self.list(session, x, listed.as_deref()).await;
         }
         match route.target {
-            Target::Model => self.prompt(session, x).await?,
-            Target::Pool(pool) => Self::stream_to(session, x, &live, pool).await?,
+            Target::Model => self.prompt(session, x).await,
+            Target::Pool(pool) => Self::stream_to(session, x, &live, pool).await.map(|()| false),
         }
-        Ok(false)
     }
 
-    /// Reads the body, finds its model, and gets it ready to be sent as often as it takes.
-    async fn prompt(&self, session: &mut Session, x: &mut Exchange) -> Result<()> {
+    /// Reads the body, finds its model, and gets it ready to be sent as often as it takes. `true` if the answer was kept.
+    async fn prompt(&self, session: &mut Session, x: &mut Exchange) -> Result<bool> {
         let live = x.live.clone();
         if headers::is_encoded(&session.req_header().headers) {
             return Err(Rejection::Encoded.into());
@@ -74,15 +75,26 @@ impl Proxy {
         let asked = &*x.admitted.asked.insert(prompt.model);
         let model = model(&live.plan, x.admitted.key.as_deref(), asked)?;
         let pool = live.pool(model.pool);
+        x.admitted.model = Some(model.clone());
+        x.admitted.pool = Some(pool.clone());
+        let found = self.look_up(session, x, &model, &body)?;
+        if let Found::Kept(kept) = found {
+            return self.give(session, x, &kept).await.map(|()| true);
+        }
         let body = match &model.upstream {
             Some(name) => rename(&body, &prompt.model_span, name),
             None => body,
         };
-        x.admitted.model = Some(model);
-        x.admitted.pool = Some(pool.clone());
+        if let Found::Wanted(key, mode) = found {
+            x.wanted = Some(Wanted { key, mode, body });
+            // Its engine's clock is the flight's.
+            client::wrap(session, Body::Whole(Bytes::new()), x.clock(Limits::default()), x)?;
+            return Ok(false);
+        }
         x.way.caller.repeat = Repeat::Anywhere;
         x.way.caller.load = Load { stream: prompt.stream, bytes: body.len() as u64 };
-        client::wrap(session, Body::Whole(body), x.clock(pool.settings.limits), x)
+        client::wrap(session, Body::Whole(body), x.clock(pool.settings.limits), x)?;
+        Ok(false)
     }
 
     /// Lets the body stream to the pool.

@@ -48,6 +48,10 @@ pub struct Shared {
     pub closing: AtomicBool,
     /// The server whose answer is a stream.
     pub streams: Mutex<Option<Arc<Server>>>,
+    /// The answer may end well over HTTP and is still none that could be given again.
+    pub faulty: AtomicBool,
+    /// A [`Client`] stands before the real session.
+    wrapped: AtomicBool,
     /// In the engine's socket while it has the header and not yet the body.
     pub cork: Mutex<Option<Cork>>,
     /// Where a [`Client`] leaves the real session when it is dropped.
@@ -104,6 +108,7 @@ pub fn wrap(session: &mut Session, body: Body, clock: Clock, x: &Exchange) -> Re
     let mut real = std::mem::replace(&mut session.downstream_session, placeholder);
     let framed = if let Body::Whole(body) = &body { frame(real.req_header_mut(), body.len()) } else { Ok(()) };
     let client = Client { real: Some(real), body, given: false, lent: Arc::default(), clock, handover, shared };
+    client.shared.wrapped.store(true, Relaxed);
     *session.downstream_session = ServerSession::new_custom(Box::new(client));
     framed
 }
@@ -137,7 +142,7 @@ pub fn look(session: &mut Session) -> Result<()> {
 
 /// Brings the real session back: before an error is written and when the request ends, else the connection is lost.
 pub fn unwrap(session: &mut Session, shared: &Shared) {
-    if !session.downstream_session.is_custom() {
+    if !shared.wrapped.swap(false, Relaxed) {
         return;
     }
     *session.downstream_session = ServerSession::new_custom(Box::new(())); // drops the `Client`

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use pingora::proxy::Session;
 
+use super::caching::{Flight, Story, Wanted};
 use super::client::Shared;
 use super::clock::Clock;
 use super::ending::End;
@@ -13,7 +14,7 @@ use super::headers::Identity;
 use super::rejection::Rejection;
 use crate::access::{Key, Model, Route};
 use crate::live::Live;
-use crate::observe::{Left, Named, Record};
+use crate::observe::{Cached, Left, Named, Record};
 use crate::pool::Pool;
 use crate::pool::settings::Limits;
 use crate::pool::way::{Outcome, Way};
@@ -46,12 +47,20 @@ pub struct Exchange {
     pub answer: Answer,
     /// What its [`super::client::Client`] shares with it.
     pub shared: Arc<Shared>,
+    /// What the cache did with it, where it had a say.
+    pub cached: Option<Cached>,
+    /// What it waits for, if its answer is computed for all who ask.
+    pub wanted: Option<Wanted>,
+    /// How the answer that it watches came about.
+    pub story: Option<Story>,
+    /// The computation that it is, if no client sent it.
+    pub flight: Option<Arc<Flight>>,
     /// Whether it is counted and logged: a load balancer's look at our health is no client's request.
     pub recorded: bool,
 }
 
 /// What a request was admitted to: each found by the one before.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Admitted {
     /// The route of its host, path and method.
     pub route: Option<Arc<Route>>,
@@ -115,6 +124,10 @@ impl Exchange {
                 rejection: None,
             },
             shared: Arc::default(),
+            cached: None,
+            wanted: None,
+            story: None,
+            flight: None,
             recorded: true,
         }
     }
@@ -169,9 +182,10 @@ impl Exchange {
             model: admitted.model.as_ref().map(|model| Named { place: model.place, name: &model.name }),
             asked: admitted.asked.as_deref().map(|name| &name[..name.floor_char_boundary(LONGEST_NAME)]),
             pool: admitted.pool.as_deref().map(of_pool),
-            attempts: admitted.pool.as_ref().map_or(vec![], |pool| attempts(&self.way, pool)),
+            attempts: self.attempts(),
+            cached: self.cached,
             status,
-            code: self.answer.rejection.as_ref().map_or("", Rejection::code),
+            code: self.rejection().map_or("", Rejection::code),
             stream: admitted.stream,
             bytes_in: admitted.body.max(session.body_bytes_read()),
             bytes_out: session.body_bytes_sent(),
@@ -181,6 +195,32 @@ impl Exchange {
             overhead: self.overhead(duration),
             left: (self.answer.end == End::ClientGone).then(|| self.left()),
             end: self.answer.end.as_str(),
+        }
+    }
+
+    /// Why forebay itself answered, to it or to the first who asked the same.
+    fn rejection(&self) -> Option<&Rejection> {
+        self.answer.rejection.as_ref().or_else(|| self.story.as_ref()?.rejection.as_ref())
+    }
+
+    /// The servers that were tried for it, and how each attempt ended. Those of a flight are its first asker's.
+    #[must_use]
+    pub fn attempts(&self) -> Vec<(Named<'_>, Outcome)> {
+        let Some(pool) = &self.admitted.pool else { return vec![] };
+        let of = |(place, outcome)| (of_server(pool, place), outcome);
+        match &self.story {
+            Some(story) if self.cached == Some(Cached::Miss) => story.attempts.iter().copied().map(of).collect(),
+            Some(_) => vec![],
+            None => self.way.attempts().map(of).collect(),
+        }
+    }
+
+    /// Leaves the flight's story for those who watch it, before the header of its answer goes out.
+    pub fn tell_story(&self, rejection: Option<&Rejection>) {
+        if let Some(flight) = &self.flight {
+            let attempts = self.way.attempts().collect();
+            let (first_byte, rejection) = (self.answer.first_byte, rejection.cloned());
+            *flight.story.lock() = Some(Story { attempts, first_byte, rejection });
         }
     }
 
@@ -199,10 +239,6 @@ impl Exchange {
             (Some(_), Some(_)) => Left::Answer,
         }
     }
-}
-
-fn attempts<'x>(way: &'x Way, pool: &'x Pool) -> Vec<(Named<'x>, Outcome)> {
-    way.attempts().map(|(place, outcome)| (of_server(pool, place), outcome)).collect()
 }
 
 fn of_pool(pool: &Pool) -> Named<'_> {

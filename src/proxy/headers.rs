@@ -173,6 +173,12 @@ impl Identity {
         Self { request_id: request_id(headers), client, peer, trusted: from_proxy }
     }
 
+    /// Forebay's own, of a request that no client sent.
+    #[must_use]
+    pub fn own() -> Self {
+        Self { request_id: request_id(&HeaderMap::new()), client: None, peer: None, trusted: false }
+    }
+
     /// The request's id as text.
     #[must_use]
     pub fn request_id(&self) -> &str {
@@ -277,6 +283,18 @@ pub fn to_engine(
     Ok(())
 }
 
+/// Completes the header of a request that no client sent: the pool's fields, its own id, and a host.
+pub fn of_ours(header: &mut RequestHeader, identity: &Identity, pool: &Headers, engine: &Address) -> Result<()> {
+    header.insert_header(REQUEST_ID, identity.request_id.clone())?;
+    for name in &pool.remove {
+        header.remove_header(name);
+    }
+    for (name, value) in pool.fixed() {
+        header.insert_header(name, value.clone())?;
+    }
+    name_host(header, engine)
+}
+
 /// What a request for an engine of HTTP/2 needs besides.
 ///
 /// A host, the engine's own if its client named none. And that trailers are welcome, where the client says so, over HTTP/2 as
@@ -286,6 +304,11 @@ pub fn to_http2(header: &mut RequestHeader, client: &RequestHeader, engine: &Add
     if client.version == Version::HTTP_2 && said.any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers")) {
         header.insert_header(TE, HeaderValue::from_static("trailers"))?;
     }
+    name_host(header, engine)
+}
+
+/// Names the engine itself as the host, where none is named.
+fn name_host(header: &mut RequestHeader, engine: &Address) -> Result<()> {
     match engine {
         _ if header.headers.get(HOST).is_some_and(|host| !host.is_empty()) => Ok(()),
         Address::Unix(_) => header.insert_header(HOST, HeaderValue::from_static("localhost")),

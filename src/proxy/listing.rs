@@ -34,5 +34,9 @@ pub fn header(body: &Bytes) -> Result<ResponseHeader> {
 }
 
 fn entry(plan: &Plan, model: &Model, id: &str) -> Value {
-    json!({"id": id, "object": "model", "created": plan.loaded_at, "owned_by": model.owned_by})
+    let mut entry = json!({"id": id, "object": "model", "created": plan.loaded_at, "owned_by": model.owned_by});
+    if !model.version.is_empty() {
+        entry["version"] = model.version[..].into();
+    }
+    entry
 }

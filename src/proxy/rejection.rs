@@ -57,6 +57,8 @@ pub enum Rejection {
     Timeout,
     /// The engine refused the key that forebay has for it.
     UpstreamCredentials,
+    /// Only the cache was to answer, and it has no answer.
+    NotCached,
     /// As many clients are connected as may be.
     TooManyConnections,
     /// Something of ours failed.
@@ -154,6 +156,7 @@ impl Rejection {
             Self::Unavailable => (502, UPSTREAM, "upstream_unavailable", 14),
             Self::Timeout => (504, UPSTREAM, "upstream_timeout", 4),
             Self::UpstreamCredentials => (502, UPSTREAM, "upstream_credentials", 14),
+            Self::NotCached => (504, INVALID, "not_cached", 4),
             Self::TooManyConnections => (503, "overloaded_error", "too_many_connections", 14),
             Self::Internal => (500, "internal_error", "internal_error", 13),
         };
@@ -258,6 +261,7 @@ impl fmt::Display for Rejection {
             ),
             Self::Unavailable => f.write_str("The server for this request failed."),
             Self::Timeout => f.write_str("The server for this request took too long."),
+            Self::NotCached => f.write_str("No answer to this is cached, and `only-if-cached` asks for no other."),
             Self::TooManyConnections => f.write_str("Too many clients are connected; ask again in a moment."),
             Self::UpstreamCredentials => {
                 f.write_str("The server for this request does not let this proxy in; your operator can mend that.")

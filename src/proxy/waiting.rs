@@ -28,7 +28,7 @@ pub(super) async fn wait(session: &mut Session, x: &mut Exchange, queue: &Queue,
 }
 
 /// Ends when the client goes, or when the time for all is over.
-async fn gone(session: &mut Session) -> Box<Error> {
+pub(super) async fn gone(session: &mut Session) -> Box<Error> {
     loop {
         match session.downstream_session.read_body_or_idle(true).await {
             Ok(_) => {}

@@ -189,6 +189,7 @@ def test_the_whole_configuration_has_every_key_of_the_code():
         "ServerTable": root["server"],
         "Admin": root["admin"],
         "Log": root["log"],
+        "Cache": root["cache"],
         "Pool": pool,
         "Server": pool["servers"][0],
         "Health": pool["health"],
@@ -198,6 +199,7 @@ def test_the_whole_configuration_has_every_key_of_the_code():
         "Retry": pool["retry"],
         "Queue": pool["queue"],
         "Model": model,
+        "ModelCache": model["cache"],
         "Route": routes,
         "Key": root["key"][0],
     }

@@ -1,5 +1,6 @@
 //! The real `forebay` process, from outside: commands, signals, reloads, probes, and clients that behave badly.
 
+mod cache;
 mod check;
 mod clients;
 mod configuration;

@@ -161,7 +161,7 @@ impl Builder {
         let proxy = Proxy::new(current.clone(), observer.clone(), connection::header_complete);
         let (stop, stopped) = watch::channel(false);
         let (open, opened) = mpsc::channel(1);
-        let app = Arc::new(daemon::pingora(proxy, ServerConf::default()));
+        let app = daemon::pingora(proxy, ServerConf::default());
         let door =
             Door { app, current: current.clone(), stop: stopped, open, clients: Clients::default(), limited: false };
         let door = tokio::spawn(async move { door.run(bound).await.unwrap() });
@@ -230,7 +230,11 @@ impl Forebay {
     }
 
     fn counted(&self, series: &str, labels: &[&str]) -> String {
-        let text = self.observer.metrics.text(0, 0, std::iter::empty(), std::iter::empty()).unwrap();
+        let text = self
+            .observer
+            .metrics
+            .text((0, 0), std::iter::empty(), std::iter::empty(), self.current.store.figures())
+            .unwrap();
         let label = |line: &str, name: &str| {
             let value = line.split(&format!("{name}=\"")).nth(1)?.split('"').next()?;
             Some(format!("{value} "))

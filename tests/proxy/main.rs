@@ -5,6 +5,7 @@
 mod balance;
 mod bodies;
 mod broken;
+mod cache;
 mod cancel;
 mod client;
 mod eject;

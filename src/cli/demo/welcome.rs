@@ -38,6 +38,11 @@ impl fmt::Display for Welcome {
         writeln!(f, "{}; echo\n", ask(&url, key, "-s", ""))?;
         writeln!(f, "The same as a stream, event by event:\n")?;
         writeln!(f, "{}\n", ask(&url, key, "-sN", ", \"stream\": true"))?;
+        writeln!(
+            f,
+            "A question whose answer is kept, for it has a seed: once more, and it is there at once\n(`x-forebay-cache: HIT`); from two terminals at once, and it is computed once:\n"
+        )?;
+        writeln!(f, "{}; echo\n", ask(&url, key, "-si", ", \"seed\": 1"))?;
         writeln!(f, "The models that this key may ask:\n")?;
         writeln!(f, "curl -s {url}/models -H 'Authorization: Bearer {key}'; echo\n")?;
         writeln!(f, "How the engines are, as JSON and as a table:\n")?;

@@ -1,0 +1,62 @@
+//! The prompt cache of the real process: what an operator and a reload do to it.
+
+use crate::configuration::{Configuration, SECRET};
+use crate::harness::{Engine, Folder, Forebay};
+use crate::http::{Answer, Client};
+
+/// A model `m` with a cache, of this version.
+fn configuration(folder: &Folder, engine: &Engine, version: &str) -> Configuration {
+    Configuration::empty()
+        .admin_listen(&format!("unix:{}", folder.path("admin.sock")))
+        .pool("p", &[&engine.address], "")
+        .more(&format!("[model.m]\npool = \"p\"\nversion = {version:?}\n[model.m.cache]"))
+        .key("tester", SECRET, "[\"*\"]")
+}
+
+/// What the cache did with the prompt that is always the same.
+fn ask(forebay: &Forebay) -> String {
+    let key = format!("authorization: Bearer {SECRET}");
+    let body = r#"{"model":"m","temperature":0,"messages":[{"role":"user","content":"hello"}]}"#;
+    let answer = forebay.client().ask("POST", "/v1/chat/completions", &[&key], body).expect("an answer");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.headers["x-forebay-cache"].clone()
+}
+
+fn purge(forebay: &Forebay, method: &str, body: &str) -> Answer {
+    Client::connect(forebay.admin_address()).ask(method, "/cache/purge", &[], body).expect("an answer")
+}
+
+#[test]
+fn an_operator_throws_answers_out_and_a_reload_keeps_them_but_for_another_version() {
+    let engine = Engine::start("e", &[]);
+    let folder = Folder::new();
+    let (first, second) = (configuration(&folder, &engine, "1"), configuration(&folder, &engine, "2"));
+    let forebay = Forebay::start_in(folder, &first);
+    forebay.until_ready();
+    assert_eq!([ask(&forebay), ask(&forebay)], ["MISS", "HIT"]);
+    let entries = || forebay.status()["cache"]["entries"].as_u64();
+    assert_eq!((entries(), forebay.metric("forebay_cache_entries")), (Some(1), Some(1.0)));
+    for (method, body, status, text) in [
+        ("GET", "", 405, "not served with this method"),
+        ("POST", "", 400, "send {\"model\": \"NAME\"}, or {} for all models"),
+        ("POST", "{\"models\": \"m\"}", 400, "unknown field `models`"),
+        ("POST", "{\"model\": \"n\"}", 404, "there is m"),
+    ] {
+        let answer = purge(&forebay, method, body);
+        let said = answer.json()["error"].as_str().expect("a message").to_owned();
+        assert!(answer.status == status && said.contains(text), "{method} {body}: {} {said}", answer.status);
+    }
+    assert_eq!((ask(&forebay), entries()), ("HIT".into(), Some(1)));
+    for body in ["{\"model\": \"m\"}", "{}"] {
+        assert_eq!(purge(&forebay, "POST", body).json()["purged"], 1);
+        assert_eq!((entries(), ask(&forebay)), (Some(0), "MISS".into()));
+    }
+    forebay.reload();
+    assert_eq!(ask(&forebay), "HIT");
+    forebay.rewrite(&second);
+    forebay.reload();
+    assert_eq!(ask(&forebay), "MISS");
+    forebay.rewrite(&first);
+    forebay.reload();
+    assert_eq!(ask(&forebay), "HIT");
+}

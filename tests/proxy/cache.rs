@@ -1,0 +1,330 @@
+//! The prompt cache: what is asked again is answered again, what is asked at once is computed once, and nothing else changes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use crate::client::{Client, Http2, Leaving, Request, VERSIONS, Version, WAYS, Whole, post};
+use crate::harness::{Builder, Forebay, SECRET, at, eventually, in_front_of, key};
+use crate::upstream::{Engine, Gate, Reply, http2};
+
+const OTHER: &str = "fb-another-secret";
+
+/// A prompt that may be kept, with these members.
+fn prompt(members: &str) -> Request {
+    post("/v1/chat/completions").key(SECRET).body(format!("{{\"model\":\"c\",\"temperature\":0{members}}}"))
+}
+
+/// Model `c` with a cache, before these engines.
+fn cached(builder: Builder) -> Builder {
+    cached_with(builder, "ttl = \"1h\"")
+}
+
+fn cached_with(builder: Builder, terms: &str) -> Builder {
+    builder.and(&format!("[model.c]\npool = \"p\"\n[model.c.cache]\n{terms}")).and(&key(
+        "other",
+        OTHER,
+        "models = [\"*\"]",
+    ))
+}
+
+fn events(n: usize) -> Reply {
+    let reply = (0..n).fold(Reply::events(), |reply, n| reply.chunk(&format!("data: {{\"n\":{n}}}\n\n")));
+    reply.chunk("data: [DONE]\n\n").last()
+}
+
+/// What the cache did, by the answer.
+fn did(answer: &Whole) -> &str {
+    answer.header("x-forebay-cache").unwrap_or("nothing")
+}
+
+#[tokio::test]
+async fn what_is_asked_again_is_answered_again_byte_for_byte() {
+    for version in VERSIONS {
+        for reply in [Reply::json(200, "{\"answer\":42}"), events(3)] {
+            let engine = Engine::always(reply).await;
+            let forebay = cached(in_front_of(&[&engine])).start().await;
+            let mut client = Client::connect(&forebay, version).await;
+            let first = client.ask(&prompt(",\"stream\":true")).await;
+            assert_eq!((first.status, did(&first), first.complete), (200, "MISS", true), "{}", first.text());
+            // White space, order and escapes do not matter.
+            let same = post("/v1/chat/completions")
+                .key(SECRET)
+                .body("{\"stream\": true, \"temper\\u0061ture\":0,\"model\":\"c\"} ");
+            for request in [prompt(",\"stream\":true"), same] {
+                let again = client.ask(&request).await;
+                assert_eq!((again.status, did(&again), again.complete), (200, "HIT", true));
+                assert_eq!(again.body, first.body);
+                assert_eq!(again.header("content-type"), first.header("content-type"));
+                assert!(again.header("age").is_some_and(|age| age.parse::<u64>().is_ok()));
+                assert_ne!(again.header("x-request-id"), first.header("x-request-id"));
+            }
+            let other = client.ask(&prompt(",\"stream\":true,\"user\":\"x\"")).await;
+            assert_eq!((did(&other), engine.requests()), ("MISS", 2));
+            let records = forebay.records(4).await;
+            let cache: Vec<&str> = records.iter().map(|record| record["cache"].as_str().unwrap()).collect();
+            assert_eq!(cache, ["miss", "hit", "hit", "miss"]);
+            let attempts: Vec<u64> = records.iter().map(|record| record["attempts"].as_u64().unwrap()).collect();
+            assert_eq!(attempts, [1, 0, 0, 1], "{records:?}");
+            assert_eq!(forebay.outcomes(), "s0 answered 2");
+            forebay.idle().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_same_holds_for_engines_that_speak_http2() {
+    let engine = http2::Engine::fine().await;
+    let forebay = cached(at(&[engine.address])).pool("protocol = \"http2\"").start().await;
+    for version in VERSIONS {
+        let mut client = Client::connect(&forebay, version).await;
+        let first = client.ask(&prompt("")).await;
+        assert_eq!(first.status, 200, "{}", first.text());
+        let again = client.ask(&prompt("")).await;
+        assert_eq!((did(&again), &again.body), ("HIT", &first.body));
+    }
+    assert_eq!(engine.requests(), 1);
+}
+
+/// Asks the same `n` times at once, half of them over HTTP/2.
+async fn crowd(forebay: &Forebay, n: usize) -> Vec<(Client, Request)> {
+    let mut clients = Vec::new();
+    for n in 0..n {
+        let client = Client::connect(forebay, VERSIONS[n % 2]).await;
+        clients.push((client, prompt(",\"stream\":true")));
+    }
+    clients
+}
+
+#[tokio::test]
+async fn what_is_asked_at_once_is_computed_once_and_all_have_the_same() {
+    let gate = Gate::new();
+    let reply = Reply::events().chunk("data: 1\n\n").wait(&gate).chunk("data: 2\n\ndata: [DONE]\n\n").last();
+    let engine = Engine::always(reply).await;
+    let forebay = cached(in_front_of(&[&engine])).start().await;
+    let mut clients = crowd(&forebay, 200).await;
+    let asks = clients.iter_mut().map(|(client, request)| async move {
+        let mut answer = client.send(request).await.answer().await;
+        assert_eq!(answer.event().await.as_deref(), Some("data: 1\n\n"));
+        answer
+    });
+    let answers = futures::future::join_all(asks).await;
+    gate.open();
+    let mut did_what = Vec::new();
+    for answer in answers {
+        let whole = answer.whole().await;
+        assert!(whole.complete && whole.text().ends_with("data: 2\n\ndata: [DONE]\n\n"), "{}", whole.text());
+        did_what.push(did(&whole).to_owned());
+    }
+    did_what.sort();
+    assert_eq!(did_what, [vec!["COALESCED"; 199], vec!["MISS"]].concat());
+    assert_eq!(engine.requests(), 1);
+    forebay.idle().await;
+    assert_eq!(forebay.outcomes(), "s0 answered 1");
+}
+
+#[tokio::test]
+async fn whoever_asked_first_may_leave_and_the_last_one_to_leave_frees_the_engine() {
+    for begun in [false, true] {
+        for (version, how) in WAYS {
+            let gate = Gate::new();
+            let reply = if begun { Reply::events().chunk("data: 1\n\n") } else { Reply::raw("") };
+            let engine = Engine::always(reply.wait(&gate).stall()).await;
+            let forebay = cached(in_front_of(&[&engine])).start().await;
+            let mut clients = [Client::connect(&forebay, version).await, Client::connect(&forebay, version).await];
+            let [one, two] = &mut clients;
+            let first = one.send(&prompt(",\"stream\":true")).await;
+            let asked = engine.asked(0).await;
+            let second = two.send(&prompt(",\"stream\":true")).await;
+            if begun {
+                let (mut first, mut second) = (first.answer().await, second.answer().await);
+                assert_eq!(first.event().await, second.event().await);
+                first.leave(how);
+                forebay.record().await;
+                assert_eq!((engine.requests(), forebay.server(0).in_flight()), (1, 1));
+                let left = Instant::now();
+                second.leave(how);
+                let after = asked.gone().await.saturating_duration_since(left);
+                assert!(after < Duration::from_millis(100), "{after:?}");
+            } else {
+                first.leave(how);
+                assert_eq!(forebay.record().await["end"], "client_gone");
+                assert_eq!((engine.requests(), forebay.server(0).in_flight()), (1, 1));
+                let left = Instant::now();
+                second.leave(how);
+                let after = asked.gone().await.saturating_duration_since(left);
+                assert!(after < Duration::from_millis(100), "{after:?}");
+            }
+            forebay.idle().await;
+            assert_eq!(forebay.outcomes(), "s0 cancelled 1");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_dies_in_mid_stream_breaks_the_stream_of_all_and_nothing_is_kept() {
+    let gate = Gate::new();
+    let engine = Engine::always(Reply::events().chunk("data: 1\n\n").wait(&gate).reset()).await;
+    let forebay = cached(in_front_of(&[&engine])).start().await;
+    let mut clients = crowd(&forebay, 10).await;
+    let asks = clients.iter_mut().map(|(client, request)| async move { client.send(request).await.answer().await });
+    let answers = futures::future::join_all(asks).await;
+    gate.open();
+    for answer in answers {
+        let whole = answer.whole().await;
+        assert!(!whole.complete && whole.text().starts_with("data: 1\n\n"), "{}", whole.text());
+        assert_eq!(whole.text().matches("event: error").count(), 1, "{}", whole.text());
+    }
+    for record in forebay.records(10).await {
+        assert_eq!(record["end"], "upstream_truncated", "{record}");
+    }
+    let mut client = Client::connect(&forebay, Version::H1).await;
+    gate.open();
+    let again = client.ask(&prompt(",\"stream\":true")).await;
+    assert_eq!((did(&again), engine.requests()), ("MISS", 2));
+}
+
+#[tokio::test]
+async fn where_the_first_server_fails_all_have_the_answer_of_the_second() {
+    for first in [Reply::json(503, "{}"), Reply::silence().reset()] {
+        let (bad, fine) = (Engine::always(first).await, Engine::fine().await);
+        let forebay = cached(in_front_of(&[&bad, &fine])).start().await;
+        let mut clients = crowd(&forebay, 8).await;
+        let asks = clients.iter_mut().map(|(client, request)| async move { client.ask(request).await });
+        for whole in futures::future::join_all(asks).await {
+            assert_eq!((whole.status, whole.text()), (200, "{\"ok\":true}"));
+        }
+        assert_eq!((bad.requests(), fine.requests()), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn what_failed_was_cut_or_is_too_large_is_never_kept() {
+    let large = format!("{{\"x\":\"{}\"}}", "x".repeat(70_000));
+    for (what, reply, status) in [
+        ("an error", Reply::json(500, "{}"), 500),
+        ("a refusal", Reply::json(404, "{}"), 404),
+        (
+            "a stream with an error",
+            Reply::events().chunk("event: error\ndata: {}\n\n").chunk("data: [DONE]\n\n").last(),
+            200,
+        ),
+        ("a cut stream", Reply::events().chunk("data: 1\n\n").last(), 200),
+        ("a cut body", Reply::raw("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{").close(), 200),
+        ("a body that ends with its connection", Reply::raw("HTTP/1.1 200 OK\r\n\r\n{}").close(), 200),
+        ("what is too large", Reply::json(200, &large), 200),
+    ] {
+        for version in VERSIONS {
+            let engine = Engine::always(reply.clone()).await;
+            let small = "[cache]\nmemory = \"1MiB\"\nmax_body = \"64KiB\"";
+            let forebay = cached(in_front_of(&[&engine])).and(small).start().await;
+            for n in 1..=2 {
+                let mut client = Client::connect(&forebay, version).await;
+                let answer = client.ask(&prompt("")).await;
+                assert_eq!((answer.status, did(&answer)), (status, "MISS"), "{what} {version:?}");
+                assert_eq!(engine.requests(), n, "{what} {version:?}");
+            }
+            assert_eq!(forebay.current.store.figures().entries, 0);
+            forebay.idle().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_says_what_the_cache_may_do() {
+    let status = Arc::new(AtomicU16::new(200));
+    let answers = status.clone();
+    let engine = Engine::new(move |_| Reply::json(answers.load(SeqCst), "{}")).await;
+    let forebay = cached(in_front_of(&[&engine])).start().await;
+    for version in VERSIONS {
+        let mut client = Client::connect(&forebay, version).await;
+        forebay.current.store.purge(None);
+        let before = engine.requests();
+        let with = |directive: &str| prompt("").header("cache-control", directive);
+        for (request, status, what, asked) in [
+            (with("only-if-cached"), 504, "nothing", 0),
+            (with("no-store"), 200, "BYPASS", 1),
+            (with("only-if-cached"), 504, "nothing", 1),
+            (prompt(""), 200, "MISS", 2),
+            (with("only-if-cached"), 200, "HIT", 2),
+            (with("no-store"), 200, "BYPASS", 3),
+            (with("no-cache"), 200, "MISS", 4),
+            (prompt(""), 200, "HIT", 4),
+            (prompt("").header("if-none-match", "*").header("range", "bytes=0-0"), 200, "HIT", 4),
+            (prompt(",\"temperature\":0"), 200, "BYPASS", 5),
+            (post("/v1/chat/completions").key(SECRET).body("{\"model\":\"c\"}"), 200, "BYPASS", 6),
+            (post("/v1/embeddings").key(SECRET).body("{\"model\":\"c\"}"), 200, "MISS", 7),
+            (post("/v1/embeddings").key(SECRET).body("{\"model\":\"c\"}"), 200, "HIT", 7),
+            (post("/v1/chat/completions").key(SECRET).body("{\"model\":\"m\",\"seed\":1}"), 200, "nothing", 8),
+        ] {
+            let answer = client.ask(&request).await;
+            assert_eq!((answer.status, did(&answer)), (status, what), "{version:?} {request:?}");
+            assert_eq!(engine.requests() - before, asked, "{version:?} {request:?}");
+            if status == 504 {
+                assert_eq!(answer.code(), "not_cached");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn two_keys_share_only_where_the_model_says_so() {
+    for (terms, what) in [("", "MISS"), ("scope = \"shared\"", "HIT")] {
+        let engine = Engine::fine().await;
+        let forebay = cached_with(in_front_of(&[&engine]), terms).start().await;
+        let mut client = Client::connect(&forebay, Version::H1).await;
+        client.ask(&prompt("")).await;
+        let other = post("/v1/chat/completions").key(OTHER).body("{\"model\":\"c\",\"temperature\":0}");
+        assert_eq!(did(&client.ask(&other).await), what);
+    }
+}
+
+#[tokio::test]
+async fn an_engine_gets_only_what_is_part_of_the_key() {
+    let engine = Engine::fine().await;
+    let forebay = cached(in_front_of(&[&engine])).pool("set_headers = { \"x-team\" = \"search\" }").start().await;
+    let mut client = Client::connect(&forebay, Version::H1).await;
+    let request = prompt("")
+        .header("accept", "application/json")
+        .header("content-type", "application/json")
+        .header("user-agent", "someone")
+        .header("cookie", "a=b")
+        .header("x-request-id", "mine");
+    let answer = client.ask(&request).await;
+    assert_eq!(answer.header("x-request-id"), Some("mine"));
+    let asked = engine.asked(0).await;
+    let fields = asked.head.lines().skip(1).filter_map(|line| line.split_once(':'));
+    let mut names: Vec<String> = fields.map(|(name, _)| name.to_lowercase()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["accept", "content-length", "content-type", "host", "x-request-id", "x-team"]);
+    assert_ne!(asked.header("x-request-id"), Some("mine"));
+    assert_eq!(asked.header("host"), Some(&*engine.address.to_string()));
+}
+
+#[tokio::test]
+async fn what_expired_is_never_given() {
+    let engine = Engine::fine().await;
+    let forebay = cached_with(in_front_of(&[&engine]), "ttl = \"200ms\"").start().await;
+    let mut client = Client::connect(&forebay, Version::H2).await;
+    let kept = Instant::now();
+    client.ask(&prompt("")).await;
+    eventually("its time is over", || (kept.elapsed() > Duration::from_millis(250)).then_some(())).await;
+    assert_eq!((did(&client.ask(&prompt("")).await), engine.requests()), ("MISS", 2));
+}
+
+#[tokio::test]
+async fn a_stuck_reader_holds_nobody_up() {
+    let block = format!("data: {}\n\n", "x".repeat(10_000));
+    let reply = (0..60).fold(Reply::events(), |reply, _| reply.chunk(&block)).chunk("data: [DONE]\n\n").last();
+    let engine = Engine::always(reply).await;
+    let forebay = cached(in_front_of(&[&engine])).start().await;
+    let Client::H2(mut stuck) = Client::connect(&forebay, Version::H2).await else { panic!("HTTP/2") };
+    let unread = Http2::start(&mut stuck, &prompt(",\"stream\":true")).await;
+    let unread = unread.answer().await;
+    let mut client = Client::connect(&forebay, Version::H1).await;
+    let whole = client.ask(&prompt(",\"stream\":true")).await;
+    assert!(whole.complete && whole.text().ends_with("data: [DONE]\n\n"));
+    assert_eq!(engine.requests(), 1);
+    unread.leave(Leaving::Stream);
+    forebay.idle().await;
+}
