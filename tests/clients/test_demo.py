@@ -75,7 +75,7 @@ class Demo:
 
 def test_each_printed_line_works_as_printed(tmp_path):
     with Demo(tmp_path, "--listen", "127.0.0.1:0").ready() as demo:
-        chat, stream, models, state = demo.commands()
+        chat, stream, kept, models, state = demo.commands()
 
         answer = json.loads(demo.paste(chat))
         assert answer["choices"][0]["message"]["content"].startswith("You said: Hello there")
@@ -87,6 +87,10 @@ def test_each_printed_line_works_as_printed(tmp_path):
         assert "".join(said) == answer["choices"][0]["message"]["content"]
         assert len(said) > 10
 
+        first, again = (demo.paste(kept) for _ in range(2))
+        assert "x-forebay-cache: MISS" in first and "x-forebay-cache: HIT" in again
+        assert first.split("\n\n")[-1] == again.split("\n\n")[-1]
+
         assert [model["id"] for model in json.loads(demo.paste(models))["data"]] == ["demo"]
 
         as_json, as_table = state.splitlines()
@@ -97,7 +101,7 @@ def test_each_printed_line_works_as_printed(tmp_path):
             ("engine-2", "up", 1),
             ("engine-3", "up", 1),
         ]
-        assert sum(server["requests"] for server in servers) == 2
+        assert sum(server["requests"] for server in servers) == 3
         assert status["config"]["files"] == [demo.value("runs by")]
         assert re.search(r"^  engine-3 +up ", demo.paste(as_table), re.MULTILINE)
 
@@ -157,7 +161,7 @@ def test_two_demos_run_beside_each_other(tmp_path):
         Demo(tmp_path / "one", "--listen", "127.0.0.1:0").ready() as one,
         Demo(tmp_path / "two", "--listen", "127.0.0.1:0").ready() as two,
     ):
-        pids = [json.loads(demo.paste(demo.commands()[3].splitlines()[0]))["pid"] for demo in (one, two)]
+        pids = [json.loads(demo.paste(demo.commands()[-1].splitlines()[0]))["pid"] for demo in (one, two)]
         assert pids == [one.popen.pid, two.popen.pid]
 
 

@@ -8,7 +8,7 @@ from harness import ask, until
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": f"Hello {MARK}"}], "max_tokens": 8}
 FIELDS = set(
-    """time request_id client key route method path model pool server status code attempts stream bytes_in bytes_out
+    """time request_id client key route method path model pool server status code attempts cache stream bytes_in bytes_out
     queue_ms ttfb_ms duration_ms overhead_ms end""".split()
 )
 
@@ -38,7 +38,7 @@ def test_an_answered_prompt_has_one_record_with_every_field(world):
     assert {name: record[name] for name in expected} == expected
     assert record["bytes_in"] >= len(json.dumps(CHAT))
     assert record["bytes_out"] >= len(answer.body)
-    assert record["queue_ms"] is None
+    assert record["queue_ms"] is None and record["cache"] is None
     assert 0 <= record["ttfb_ms"] <= record["duration_ms"]
 
 
