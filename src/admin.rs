@@ -103,7 +103,7 @@ impl Admin {
         let live = self.current.live();
         let clients = &self.current.clients;
         let (servers, queues) = (status::gauged(&live), status::queued(&live));
-        let (connected, cache) = ((clients.connected(), clients.refused()), self.current.store.figures());
+        let (connected, cache) = ((clients.connected(), clients.refused()), self.current.kept());
         match self.observer.metrics.text(connected, servers, queues, cache) {
             Ok(text) => {
                 let kind = "text/plain; version=0.0.4; charset=utf-8";
@@ -123,15 +123,20 @@ impl Admin {
         }
     }
 
-    /// Throws kept answers out: those of a model, or all.
-    async fn purge(&self, request: &RequestHeader, session: &mut ServerSession) -> Result<Answer, Answer> {
+    /// The body of a call that changes something, if it may.
+    async fn change(&self, request: &RequestHeader, session: &mut ServerSession) -> Result<Vec<u8>, Answer> {
         if request.method != Method::POST {
             return Err(Answer::wrong_method("POST"));
         }
         self.permit(&request.headers)?;
-        let body = body(session).await?;
+        body(session).await
+    }
+
+    /// Throws kept answers out: those of a model, or all.
+    async fn purge(&self, request: &RequestHeader, session: &mut ServerSession) -> Result<Answer, Answer> {
+        let body = self.change(request, session).await?;
         let model = purge::read(&body).map_err(|why| Answer::fault(StatusCode::BAD_REQUEST, &why))?;
-        let purged = self.current.store.purge(model.as_deref());
+        let purged = self.current.store().map_or(0, |store| store.purge(model.as_deref()));
         let known = |model: &String| purge::known(&self.current.live().plan, model);
         if let Some(unknown) = model.as_ref().filter(|_| purged == 0).map(known).and_then(Result::err) {
             return Err(Answer::fault(StatusCode::NOT_FOUND, &unknown)); // one that has gone may have left answers
@@ -142,11 +147,7 @@ impl Admin {
 
     /// Has a server do as the body says.
     async fn order(&self, path: &str, request: &RequestHeader, session: &mut ServerSession) -> Result<Answer, Answer> {
-        if request.method != Method::POST {
-            return Err(Answer::wrong_method("POST"));
-        }
-        self.permit(&request.headers)?;
-        let body = body(session).await?;
+        let body = self.change(request, session).await?;
         let word = servers::read(&body).map_err(|why| Answer::fault(StatusCode::BAD_REQUEST, &why))?;
         let live = self.current.live(); // after the body, which may have taken its time
         let (pool, place) = servers::find(&live, path).map_err(|why| Answer::fault(StatusCode::NOT_FOUND, &why))?;
@@ -250,6 +251,12 @@ impl Answer {
         session.write_response_header(Box::new(header)).await?;
         session.write_response_body(body, true).await
     }
+}
+
+/// What there is, where something else was named.
+fn listed<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    let names: Vec<&str> = names.collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
 fn ok_if(good: bool) -> StatusCode {

@@ -4,12 +4,12 @@
 
 pub mod clients;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 
-use crate::cache::store::Store;
+use crate::cache::store::{Figures, Store};
 use crate::config::plan::{Cache, Plan};
 use crate::observe::Meters;
 use crate::pool::{Pool, PoolId};
@@ -32,8 +32,8 @@ pub struct Current {
     live: ArcSwap<Live>,
     /// The clients of all traffic listeners.
     pub clients: Clients,
-    /// The answers that are kept.
-    pub store: Arc<Store>,
+    /// The answers that are kept. It is there as soon as a plan has a model whose answers are: even empty it takes some memory.
+    store: OnceLock<Arc<Store>>,
     draining: AtomicBool,
 }
 
@@ -52,13 +52,14 @@ impl Current {
     /// With this in force.
     #[must_use]
     pub fn new(live: Live) -> Self {
-        let Cache { memory, max_body } = live.plan.cache;
-        Self {
+        let current = Self {
             live: ArcSwap::from_pointee(live),
             clients: Clients::default(),
-            store: Arc::new(Store::new(memory, max_body)),
+            store: OnceLock::new(),
             draining: AtomicBool::new(false),
-        }
+        };
+        current.make_room(&current.live().plan);
+        current
     }
 
     /// What is in force, pinned.
@@ -69,11 +70,32 @@ impl Current {
 
     /// Puts another one in force for all requests from now on.
     pub fn replace(&self, live: Live) {
-        let Cache { memory, max_body } = live.plan.cache;
-        if self.live.load().plan.cache != live.plan.cache {
-            self.store.resize(memory, max_body);
-        }
+        self.make_room(&live.plan);
         self.live.store(Arc::new(live));
+    }
+
+    /// Has the cache take what a plan gives it, if any of its models has one.
+    fn make_room(&self, plan: &Plan) {
+        let Cache { memory, max_body } = plan.cache;
+        match self.store.get() {
+            Some(store) if self.live.load().plan.cache != plan.cache => store.resize(memory, max_body),
+            None if plan.models.iter().any(|model| model.cache.is_some()) => {
+                self.store.get_or_init(|| Arc::new(Store::new(memory, max_body)));
+            }
+            _ => {}
+        }
+    }
+
+    /// The answers that are kept; none while no model's ever were.
+    #[must_use]
+    pub fn store(&self) -> Option<&Arc<Store>> {
+        self.store.get()
+    }
+
+    /// How the cache stands.
+    #[must_use]
+    pub fn kept(&self) -> Figures {
+        self.store().map_or(Figures::default(), |store| store.figures())
     }
 
     /// The daemon stops.

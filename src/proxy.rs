@@ -13,6 +13,7 @@ pub mod ending;
 pub mod exchange;
 pub mod headers;
 pub mod listing;
+mod messages;
 pub mod peer;
 pub mod rejection;
 mod tape;

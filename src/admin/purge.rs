@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::listed;
 use crate::config::plan::Plan;
 
 /// What a body says: a model's answers, or all.
@@ -26,12 +27,11 @@ pub(super) fn read(body: &[u8]) -> Result<Option<String>, String> {
 /// # Errors
 /// Which are.
 pub(super) fn known(plan: &Plan, name: &str) -> Result<(), String> {
-    let names: Vec<&str> = plan.models.iter().map(|model| &*model.name).collect();
-    if names.contains(&name) {
+    let names = || plan.models.iter().map(|model| &*model.name);
+    if names().any(|known| known == name) {
         return Ok(());
     }
-    let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-    Err(format!("nothing of a model {name:?} is kept, and none is called so; there is {there}"))
+    Err(format!("nothing of a model {name:?} is kept, and none is called so; there is {}", listed(names())))
 }
 
 #[cfg(test)]

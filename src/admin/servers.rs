@@ -8,6 +8,7 @@ use percent_encoding::percent_decode_str;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::Value;
 
+use super::listed;
 use crate::live::Live;
 use crate::pool::Pool;
 use crate::pool::server::{Order, Word};
@@ -37,11 +38,6 @@ pub(super) fn find<'l>(live: &'l Live, path: &str) -> Result<(&'l Arc<Pool>, usi
         let servers = listed(servers().map(|server| &*server.name));
         format!("no server of pool {pool:?} is called {:?}; it has {servers}", name.unwrap_or_default())
     })
-}
-
-fn listed<'n>(names: impl Iterator<Item = &'n str>) -> String {
-    let names: Vec<&str> = names.collect();
-    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
 /// The word in the body of a call.

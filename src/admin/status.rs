@@ -23,7 +23,8 @@ pub fn status(current: &Current, started: SystemTime, last: &LastReload) -> Valu
         .iter()
         .map(|model| {
             let pool = &live.pool(model.pool).settings.name;
-            (model.name.to_string(), json!({"pool": **pool, "upstream": model.upstream, "version": *model.version, "cache": model.cache.is_some()}))
+            let (upstream, version, cache) = (&model.upstream, &*model.version, model.cache.is_some());
+            (model.name.to_string(), json!({"pool": **pool, "upstream": upstream, "version": version, "cache": cache}))
         })
         .collect();
     let keys: Vec<Value> = plan.key_names.iter().map(|name| json!({"name": **name})).collect();
@@ -70,14 +71,15 @@ fn of_config(plan: &Plan, last: &LastReload) -> Value {
 }
 
 fn of_cache(current: &Current, plan: &Plan) -> Value {
-    let Figures { bytes, entries, evictions } = current.store.figures();
+    let Figures { bytes, entries, evictions } = current.kept();
     json!({"entries": entries, "bytes": bytes, "memory": plan.cache.memory, "evictions": evictions})
 }
 
 fn of_pool(pool: &Pool) -> Value {
     let servers: Vec<Value> = (0..pool.servers.len()).map(|place| of_server(pool, place)).collect();
     let queue = pool.settings.queue.map(|queue| {
-        json!({"waiting": pool.queued(), "size": queue.size, "timeout_ms": u64::try_from(queue.timeout.as_millis()).unwrap_or(u64::MAX)})
+        let timeout = u64::try_from(queue.timeout.as_millis()).unwrap_or(u64::MAX);
+        json!({"waiting": pool.queued(), "size": queue.size, "timeout_ms": timeout})
     });
     json!({"servers": servers, "queue": queue})
 }

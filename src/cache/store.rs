@@ -99,7 +99,7 @@ pub enum Unkept {
 }
 
 /// How the store stands.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Figures {
     /// Bytes of answers that are kept, on their way in, or still read, with all that it takes to hold and find them.
     pub bytes: usize,

@@ -64,6 +64,12 @@ struct Answer {
     body: Vec<u8>,
 }
 
+/// Runs what a command does with a daemon, in a runtime of its own.
+pub(super) fn block_on(act: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Failure::Runtime(e.to_string()))?.block_on(act)
+}
+
 // === impl Whom ===
 
 impl Whom {

@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Failure;
-use super::admin::{Caller, Whom};
+use super::admin::{Caller, Whom, block_on};
 use super::explain::time;
 use crate::config::parse_duration;
 use crate::pool::settings::HEAVIEST;
@@ -282,9 +282,4 @@ impl FromStr for Weight {
         let weight = written.parse().ok().filter(|weight| *weight <= HEAVIEST);
         weight.map(|weight| Self(Some(weight))).ok_or_else(|| format!("write a number from 0 to {HEAVIEST}, or `file`"))
     }
-}
-
-fn block_on(act: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|e| Failure::Runtime(e.to_string()))?.block_on(act)
 }

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Failure;
-use super::admin::{Caller, Whom};
+use super::admin::{Caller, Whom, block_on};
 use table::{Rates, Report, table};
 
 /// From one table to the next.
@@ -39,9 +39,7 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|e| Failure::Runtime(e.to_string()))?;
-        runtime.block_on(async {
+        block_on(async {
             let caller = self.whom.caller()?;
             if self.watch { watch(&caller).await } else { once(&caller).await }
         })

@@ -5,7 +5,7 @@
 //! those of any other. Its client is a tape.
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{AGE, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, TRANSFER_ENCODING};
@@ -88,7 +88,7 @@ pub struct Flight {
 impl Proxy {
     /// What the cache has for a prompt to a model that has one.
     pub(super) fn look_up(&self, session: &Session, x: &mut Exchange, model: &Model, body: &[u8]) -> Result<Found> {
-        let Some(terms) = &model.cache else { return Ok(Found::Nothing) };
+        let (Some(terms), Some(store)) = (&model.cache, self.current.store()) else { return Ok(Found::Nothing) };
         let header = session.req_header();
         let path = x.admitted.route.as_ref().and_then(|route| route.stripped(header.uri.path())).unwrap_or_default();
         let circumstances = Circumstances {
@@ -111,7 +111,7 @@ impl Proxy {
             }
             Decision::NotCached(_) => Err(Rejection::NotCached.into()),
             Decision::Look { key, mode: Mode::Renew } => Ok(Found::Wanted(key, Mode::Renew)),
-            Decision::Look { key, mode } => match self.current.store.find(&key, Instant::now()) {
+            Decision::Look { key, mode } => match store.find(&key, Instant::now()) {
                 Some(kept) => Ok(Found::Kept(kept)),
                 None if mode == Mode::Recall => Err(Rejection::NotCached.into()),
                 None => Ok(Found::Wanted(key, mode)),
@@ -137,6 +137,7 @@ impl Proxy {
     /// Watches the flight for what a request wants, which begins with the first who watches.
     pub(super) async fn fly(&self, session: &mut Session, x: &mut Exchange, wanted: Wanted) -> Result<()> {
         let Wanted { key, mode, body } = wanted;
+        let store = self.current.store().ok_or(Rejection::Internal)?;
         let most = x.live.plan.cache.max_body;
         x.sent = Some(Instant::now());
         let joined = match mode {
@@ -144,7 +145,7 @@ impl Proxy {
                 let (watcher, recorder) = self.flights.begin(key, most);
                 Joined::Starts(watcher, recorder)
             }
-            Mode::Use | Mode::Recall => self.flights.join(key, most, || self.current.store.find(&key, Instant::now())),
+            Mode::Use | Mode::Recall => self.flights.join(key, most, || store.find(&key, Instant::now())),
         };
         let watcher = match joined {
             Joined::Kept(kept) => return self.give(session, x, &kept).await,
@@ -156,8 +157,7 @@ impl Proxy {
                 x.cached = Some(Cached::Miss);
                 let proxy = self.itself.get().and_then(Weak::upgrade).ok_or(Rejection::Internal)?;
                 let model = x.admitted.model.clone().ok_or(Rejection::Internal)?;
-                let ttl = model.cache.map_or(Duration::ZERO, |terms| terms.ttl);
-                let keeper = Keeper::new(self.current.store.clone(), key, model.name.clone(), ttl);
+                let keeper = Keeper::new(store.clone(), key, &model, most);
                 let flight = Arc::new(Flight::of(x, body));
                 let tape = Tape::new(flight.clone(), request(session.req_header())?, recorder, keeper);
                 let context = Ctx::builder().user_ctx(Box::new(flight)).build();

@@ -15,14 +15,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::task::AtomicWaker;
-use futures::{FutureExt, Stream};
 use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
-use pingora::protocols::http::custom::CustomMessageWrite;
 use pingora::protocols::http::custom::server::Session as CustomSession;
 use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::l4::socket::SocketAddr;
@@ -34,6 +33,7 @@ use super::clock::Clock;
 use super::cork::Cork;
 use super::ending::{self, BODY_SILENT, BODY_TOO_LARGE, MOVED, UNFINISHED};
 use super::exchange::Exchange;
+use super::messages::no_custom_messages;
 use crate::pool::Server;
 use crate::pool::handover::Handover;
 
@@ -488,26 +488,5 @@ impl CustomSession for Client {
         self.real().get_total_drain_timeout()
     }
 
-    // --- custom messages: none ---
-
-    fn take_custom_message_reader(
-        &mut self,
-    ) -> Option<Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
-        None
-    }
-
-    fn restore_custom_message_reader(
-        &mut self,
-        _: Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
-        None
-    }
-
-    fn restore_custom_message_writer(&mut self, _: Box<dyn CustomMessageWrite>) -> Result<()> {
-        Ok(())
-    }
+    no_custom_messages!();
 }

@@ -8,18 +8,19 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::Stream;
 use http::header::{CONNECTION, CONTENT_LENGTH, SET_COOKIE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::protocols::http::HttpTask;
-use pingora::protocols::http::custom::CustomMessageWrite;
 use pingora::protocols::http::custom::server::Session as CustomSession;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, ErrorType::InternalError, OrErr, Result};
 
 use super::caching::{Flight, Story};
+use super::messages::no_custom_messages;
+use crate::access::Model;
+use crate::cache::admission::keep;
 use crate::cache::canonical::PromptKey;
 use crate::cache::flight::Recorder;
 use crate::cache::store::{Fill, Label, Store};
@@ -40,21 +41,24 @@ pub(super) struct Keeper {
     key: PromptKey,
     model: Arc<str>,
     ttl: Duration,
+    /// The largest body that is kept, in bytes.
+    max_body: usize,
     fill: Option<Fill>,
 }
 
 // === impl Keeper ===
 
 impl Keeper {
-    pub(super) fn new(store: Arc<Store>, key: PromptKey, model: Arc<str>, ttl: Duration) -> Self {
-        Self { store, key, model, ttl, fill: None }
+    pub(super) fn new(store: Arc<Store>, key: PromptKey, model: &Model, max_body: usize) -> Self {
+        let ttl = model.cache.map_or(Duration::ZERO, |terms| terms.ttl);
+        Self { store, key, model: model.name.clone(), ttl, max_body, fill: None }
     }
 
     fn begin(&mut self, header: &ResponseHeader) {
-        if header.status != StatusCode::OK {
+        let length = header.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        if keep(header.status, length.unwrap_or(0) as u64, self.max_body as u64).is_err() {
             return;
         }
-        let length = header.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         let label = Label { key: self.key, model: &self.model, ttl: self.ttl };
         self.fill = self.store.begin(label, &lines(header), length, Instant::now()).ok();
     }
@@ -302,24 +306,5 @@ impl CustomSession for Tape {
         Bytes::new()
     }
 
-    fn take_custom_message_reader(
-        &mut self,
-    ) -> Option<Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
-        None
-    }
-
-    fn restore_custom_message_reader(
-        &mut self,
-        _: Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
-        None
-    }
-
-    fn restore_custom_message_writer(&mut self, _: Box<dyn CustomMessageWrite>) -> Result<()> {
-        Ok(())
-    }
+    no_custom_messages!();
 }

@@ -224,7 +224,7 @@ async fn what_failed_was_cut_or_is_too_large_is_never_kept() {
                 assert_eq!((answer.status, did(&answer)), (status, "MISS"), "{what} {version:?}");
                 assert_eq!(engine.requests(), n, "{what} {version:?}");
             }
-            assert_eq!(forebay.current.store.figures().entries, 0);
+            assert_eq!(forebay.current.kept().entries, 0);
             forebay.idle().await;
         }
     }
@@ -238,7 +238,7 @@ async fn a_client_says_what_the_cache_may_do() {
     let forebay = cached(in_front_of(&[&engine])).start().await;
     for version in VERSIONS {
         let mut client = Client::connect(&forebay, version).await;
-        forebay.current.store.purge(None);
+        forebay.current.store().unwrap().purge(None);
         let before = engine.requests();
         let with = |directive: &str| prompt("").header("cache-control", directive);
         for (request, status, what, asked) in [
@@ -265,6 +265,14 @@ async fn a_client_says_what_the_cache_may_do() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn where_no_models_answers_are_kept_the_cache_takes_no_memory() {
+    let engine = Engine::fine().await;
+    let without = in_front_of(&[&engine]).start().await;
+    assert!(without.current.store().is_none());
+    assert!(cached(in_front_of(&[&engine])).start().await.current.store().is_some());
 }
 
 #[tokio::test]
