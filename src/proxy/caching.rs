@@ -18,6 +18,7 @@ use pingora::proxy::{ProxyHttp as _, Session};
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::client::{self, Body, Shared};
+use super::ending::End;
 use super::exchange::{Admitted, Exchange};
 use super::headers::{self, Identity};
 use super::rejection::Rejection;
@@ -186,6 +187,10 @@ impl Proxy {
                 x.story = watcher.summary();
                 let first_byte = x.story.as_ref().and_then(|story| story.first_byte);
                 x.answer.first_byte = first_byte.map(|at| at.max(x.started)); // it may have come before this one asked
+                let rejection = x.story.as_ref().and_then(|story| story.rejection.as_ref());
+                if rejection.is_some_and(Rejection::is_ours) {
+                    x.answer.end = End::Error; // though the answer that says so comes whole
+                }
             }
             let piece = |piece| HttpTask::Body(Some(piece), false);
             let (tasks, ends) = match event.map_err(lost)? {

@@ -199,6 +199,27 @@ async fn where_the_first_server_fails_all_have_the_answer_of_the_second() {
 }
 
 #[tokio::test]
+async fn where_no_engine_answers_all_are_told_and_recorded_as_without_a_cache() {
+    for refuses in [true, false] {
+        let engine = Engine::always(Reply::silence().reset()).await;
+        let forebay = cached(in_front_of(&[&engine])).health("interval = \"1h\"").start().await;
+        if refuses {
+            engine.kill().await;
+        }
+        let mut clients = crowd(&forebay, 4).await;
+        let asks = clients.iter_mut().map(|(client, request)| async move { client.ask(request).await });
+        for whole in futures::future::join_all(asks).await {
+            assert_eq!((whole.status, whole.code()), (502, "upstream_unavailable".into()));
+        }
+        for record in forebay.records(4).await {
+            let (end, code) = (&record["end"], &record["code"]);
+            assert_eq!((end, code), (&"error".into(), &"upstream_unavailable".into()), "{record}");
+        }
+        forebay.idle().await;
+    }
+}
+
+#[tokio::test]
 async fn what_failed_was_cut_or_is_too_large_is_never_kept() {
     let large = format!("{{\"x\":\"{}\"}}", "x".repeat(70_000));
     for (what, reply, status) in [
