@@ -3,7 +3,9 @@
 #
 #   benches/compare.sh                 CPU µs a request, latency and memory, all three side by side (about 3 minutes)
 #   benches/compare.sh stream          CPU µs an event of 100 streams, and memory, side by side (about 3 minutes)
-#   benches/compare.sh instructions    instructions a request and an event under valgrind, and where forebay's go
+#   benches/compare.sh cache           CPU µs of an answer that is kept and of one that is not yet, beside nginx's proxy_cache
+#   benches/compare.sh instructions    instructions a request, an event, a kept answer and one that is not yet, under valgrind,
+#                                      and where forebay's go
 #
 # FOREBAY=FILE measures another binary; ROUNDS (7) and SECONDS_EACH (3) make it longer, REQUESTS (2000) the valgrind runs.
 # PACE (50; under valgrind 10) is the events a second of each stream.
@@ -11,7 +13,7 @@
 set -euo pipefail
 here=$(realpath "$(dirname "${BASH_SOURCE[0]}")")
 mode=${1:-time}
-[[ $mode == time || $mode == stream || $mode == instructions ]] || { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[[ $mode =~ ^(time|stream|cache|instructions)$ ]] || { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 
 FOREBAY=${FOREBAY:-${CARGO_TARGET_DIR:-$here/../target}/release/forebay}
 ROUNDS=${ROUNDS:-7} SECONDS_EACH=${SECONDS_EACH:-3} REQUESTS=${REQUESTS:-2000}
@@ -27,7 +29,7 @@ need() {
     command -v haproxy >/dev/null || missing+=(haproxy)
     command -v curl >/dev/null || missing+=(curl)
     command -v python3 >/dev/null || missing+=(python3-minimal)
-    [[ $mode != time ]] || command -v wrk >/dev/null || missing+=(wrk)
+    [[ $mode != time && $mode != cache ]] || command -v wrk >/dev/null || missing+=(wrk)
     [[ $mode != instructions ]] || command -v valgrind >/dev/null || missing+=(valgrind)
     if ((${#missing[@]} > 0)); then
         if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
@@ -132,22 +134,32 @@ start_engine() {
 
 # Whether nginx may gather a response before it passes it on.
 buffering=on
+# Whether there is a cache: forebay's is for a model of its own, nginx's for all.
+cache=off
 
 # proxy NAME LOG [WRAPPER…]: starts a proxy, with or without an access log ("log" or "off"), perhaps under a wrapper;
 # its PID and port are in $started and $port.
 proxy() {
-    local name=$1 log=$2 file="$dir/$1-$2.conf" title=$1-$2
+    local name=$1 log=$2 file="$dir/$1-$2.conf" title=$1-$2 kept="" path=""
     shift 2
     port=$(free_port)
+    if [[ $cache-$name == on-forebay ]]; then
+        kept='[model.kept]\npool = "engines"\n[model.kept.cache]'
+    elif [[ $cache-$name == on-nginx ]]; then
+        mkdir -p "$dir/kept"
+        chmod 777 "$dir/kept"
+        path="proxy_cache_path $dir/kept levels=1:2 keys_zone=kept:32m max_size=256m use_temp_path=off;"
+        kept='proxy_cache kept; proxy_cache_methods POST; proxy_cache_valid 200 1h; proxy_cache_key "$request_uri $http_authorization $request_body";'
+    fi
     case $name-$log in
     forebay-*)
-        fill forebay.toml "$file" "PORT=$port" "ADMIN=$(free_port)" "LOG=${log/#log/$dir/forebay.access}" \
+        fill forebay.toml "$file" "PORT=$port" "ADMIN=$(free_port)" "LOG=${log/#log/$dir/forebay.access}" "KEPT=$kept" \
             "SHA256=$(printf %s "$KEY" | sha256sum | cut -d' ' -f1)"
         start "$title" "$PROXY_CORE" "$@" "$FOREBAY" run -c "$file"
         ;;
     nginx-*)
         [[ $log == off ]] || log="$dir/access.log json"
-        fill nginx.conf "$file" "NAME=$title" "PORT=$port" "LOG=$log" "BUFFERING=$buffering"
+        fill nginx.conf "$file" "NAME=$title" "PORT=$port" "LOG=$log" "BUFFERING=$buffering" "PATH=$path" "KEPT=$kept"
         # Under valgrind one process, so that there is one count.
         start "$title" "$PROXY_CORE" "$@" nginx -p "$dir" -c "$file" -e stderr ${1:+-g "master_process off;"}
         ;;
@@ -185,30 +197,46 @@ compare_time() {
     measure off log
 }
 
+compare_cache() {
+    local name load words=()
+    start_backend
+    cache=on
+    for name in forebay nginx; do
+        proxy "$name" off
+        for load in plain miss hit; do
+            [[ $name == nginx && $load != hit ]] || words+=("$name, $load=$started=$port")
+        done
+    done
+    python3 "$here/compare/measure.py" cache "$ROUNDS" "$SECONDS_EACH" "$LOAD_CORE" "${words[@]}"
+}
+
 compare_stream() {
     start_engine
     buffering=off
     measure off
 }
 
-# counted NAME LOAD NUMBER FILE: a run under callgrind with so many requests or events.
+# counted NAME LOAD NUMBER FILE: a run under callgrind with so many requests, events, answers that are not kept or kept.
 counted() {
     proxy "$1" off valgrind --tool=callgrind --callgrind-out-file="$4"
-    taskset -c "$LOAD_CORE" python3 "$here/compare/$2.py" "$port" "$3"
+    local program=$2 kind=plain
+    [[ $2 != miss && $2 != hit ]] || program=requests kind=$2
+    taskset -c "$LOAD_CORE" python3 "$here/compare/$program.py" "$port" "$3" "$kind"
     kill "$started"
     wait "$started" || true
     unset 'pids[-1]'
     [[ -s $4 ]] || { echo "callgrind wrote nothing:" >&2; cat "$dir/$1-off.log" >&2; exit 1; }
 }
 
-# count_each LOAD WHAT: what one more request or event takes.
+# count_each LOAD WHAT [NAME…]: what one more request or event takes.
 count_each() {
-    local name
-    for name in $(proxies); do
-        counted "$name" "$1" "$REQUESTS" "$dir/$name.once"
-        counted "$name" "$1" "$((2 * REQUESTS))" "$dir/$name.twice"
+    local name load=$1 what=$2
+    shift 2
+    for name in ${@:-$(proxies)}; do
+        counted "$name" "$load" "$REQUESTS" "$dir/$name.once"
+        counted "$name" "$load" "$((2 * REQUESTS))" "$dir/$name.twice"
         printf '%s: ' "$name"
-        python3 "$here/compare/instructions.py" "$REQUESTS" "$2" "$dir/$name.once" "$dir/$name.twice" \
+        python3 "$here/compare/instructions.py" "$REQUESTS" "$what" "$dir/$name.once" "$dir/$name.twice" \
             "$([[ $name != forebay ]] || echo top)"
     done
 }
@@ -216,6 +244,10 @@ count_each() {
 compare_instructions() {
     start_backend
     count_each requests request
+    cache=on
+    count_each miss miss forebay
+    count_each hit hit forebay nginx
+    cache=off
     start_engine
     buffering=off
     count_each streams event

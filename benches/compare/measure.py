@@ -1,6 +1,6 @@
 """Puts the same load on each proxy in turn, and says what a request or an event costs it: CPU time, not elapsed time.
 
-Arguments: "time" or "stream", rounds, seconds a round, the load's core, then NAME=PID=PORT for each proxy. The proxies
+Arguments: "time", "stream" or "cache", rounds, seconds a round, the load's core, then NAME=PID=PORT for each proxy. The proxies
 take turns within a round, so that what disturbs the machine disturbs them alike.
 """
 
@@ -39,14 +39,16 @@ def megabytes(root):
     return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def requests(pid, port, seconds):
-    """64 keep-alive connections for so long: what wrk tells."""
+def requests(name, pid, port, seconds):
+    """64 keep-alive connections for so long: what wrk tells. The name may end in the load, after a comma."""
+    load = next((load for load in ("hit", "miss") if name.endswith(load)), "plain")
     before = cpu_seconds(pid)
     finished = subprocess.run(
         ["wrk", "-t1", "-c64", f"-d{seconds}s", "-s", HERE / "chat.lua", f"http://127.0.0.1:{port}"],
         capture_output=True,
         text=True,
         check=True,
+        env=os.environ | {"LOAD": load},
     )
     used = cpu_seconds(pid) - before
     line = next(line for line in finished.stdout.splitlines() if line.startswith("measured "))
@@ -64,7 +66,7 @@ def requests(pid, port, seconds):
     }
 
 
-def events(pid, port, seconds):
+def events(_name, pid, port, seconds):
     """100 streams at the engine's pace, measured for so long once all of them flow. None may lack an event."""
     opened = streams.Streams(port, 100, seconds + 2)
     opened.read_for(1)
@@ -82,24 +84,26 @@ def events(pid, port, seconds):
 
 
 def main():
-    load = {"time": requests, "stream": events}[sys.argv[1]]
+    load = {"time": requests, "cache": requests, "stream": events}[sys.argv[1]]
     rounds, seconds, core = int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     proxies = [(name, int(pid), int(port)) for name, pid, port in (word.split("=") for word in sys.argv[5:])]
     os.sched_setaffinity(0, {core})
     width = max(len(name) for name, _, _ in proxies)
-    for _, pid, port in proxies:
-        load(pid, port, 1)
+    for name, pid, port in proxies:
+        load(name, pid, port, 1)
 
     told = {name: [] for name, _, _ in proxies}
     for number in range(1, rounds + 1):
         for name, pid, port in proxies:
-            told[name].append(load(pid, port, seconds))
+            told[name].append(load(name, pid, port, seconds))
             values = "".join(f"  {title} {value:8.1f}" for title, value in told[name][-1].items())
             print(f"round {number}  {name:{width}}{values}", flush=True)
 
     def ratios(name):
-        """CPU time over nginx's in the same round: a variant with a log is held against nginx with one."""
-        peer = "nginx, log" if name.endswith(", log") else "nginx"
+        """CPU time over nginx's in the same round: a variant with a log is held against nginx with one, all with a cache
+        against what nginx has kept."""
+        peers = ["nginx, log"] if name.endswith(", log") else ["nginx", "nginx, hit"]
+        peer = next(peer for peer in peers if peer in told)
         return [one["CPU µs"] / other["CPU µs"] for one, other in zip(told[name], told[peer], strict=True)]
 
     titles = list(told[proxies[0][0]][0])
