@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use crate::access::key;
 use crate::daemon::connection;
 use crate::daemon::reload::Reloader;
+use crate::daemon::upgrade::{Successor, Upgrader};
 use crate::live::Current;
 use crate::observe::Observer;
 
@@ -36,6 +37,7 @@ pub struct Admin {
     current: Arc<Current>,
     observer: Arc<Observer>,
     reloader: Arc<Reloader>,
+    upgrader: Arc<Upgrader>,
     started: SystemTime,
     /// Whether callers come over a unix socket, whose file says who may.
     unix: bool,
@@ -54,8 +56,14 @@ struct Answer {
 impl Admin {
     /// For one listener, a `unix` one or not.
     #[must_use]
-    pub fn new(current: Arc<Current>, observer: Arc<Observer>, reloader: Arc<Reloader>, unix: bool) -> Self {
-        Self { current, observer, reloader, started: SystemTime::now(), unix }
+    pub fn new(
+        current: Arc<Current>,
+        observer: Arc<Observer>,
+        reloader: Arc<Reloader>,
+        upgrader: Arc<Upgrader>,
+        unix: bool,
+    ) -> Self {
+        Self { current, observer, reloader, upgrader, started: SystemTime::now(), unix }
     }
 
     async fn answer(&self, request: &RequestHeader, session: &mut ServerSession) -> Answer {
@@ -69,7 +77,7 @@ impl Admin {
         let read = matches!(*method, Method::GET | Method::HEAD);
         match path {
             "/livez" | "/readyz" | "/startupz" | "/metrics" | "/status" if !read => Answer::wrong_method("GET, HEAD"),
-            "/reload" if *method != Method::POST => Answer::wrong_method("POST"),
+            "/reload" | "/upgrade" if *method != Method::POST => Answer::wrong_method("POST"),
             "/livez" => Answer::json(StatusCode::OK, &json!({"status": "ok"})),
             "/readyz" => self.readiness(),
             "/startupz" => {
@@ -83,6 +91,10 @@ impl Admin {
             }
             "/reload" => match self.permit(&request.headers) {
                 Ok(()) => self.reload().await,
+                Err(refused) => refused,
+            },
+            "/upgrade" => match self.permit(&request.headers) {
+                Ok(()) => self.upgrade().await,
                 Err(refused) => refused,
             },
             _ => Answer::fault(StatusCode::NOT_FOUND, "nothing is served here"),
@@ -120,6 +132,21 @@ impl Admin {
                 Answer::json(StatusCode::OK, &json!({"reloaded": true, "restart_needed": restart_needed}))
             }
             Err(faults) => Answer::json(StatusCode::BAD_REQUEST, &json!({"reloaded": false, "faults": faults})),
+        }
+    }
+
+    async fn upgrade(&self) -> Answer {
+        // Whether the caller stays to hear of it or not.
+        let upgrader = self.upgrader.clone();
+        match tokio::spawn(async move { upgrader.upgrade().await }).await {
+            Ok(Ok(Successor { pid, version })) => {
+                Answer::json(StatusCode::OK, &json!({"upgraded": true, "pid": pid, "version": version}))
+            }
+            Ok(Err(why)) => {
+                let why = format!("not upgraded, and the process before serves on: {why}");
+                Answer::json(StatusCode::INTERNAL_SERVER_ERROR, &json!({"upgraded": false, "error": why}))
+            }
+            Err(e) => Answer::fault(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
         }
     }
 

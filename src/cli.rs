@@ -11,6 +11,7 @@ mod explain;
 mod key;
 mod run;
 mod status;
+mod upgrade;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ enum Command {
     Drain(drain::Drain),
     Ready(drain::Ready),
     Maint(drain::Maint),
+    Upgrade(upgrade::Upgrade),
     Demo(demo::Demo),
     #[command(subcommand)]
     Key(key::Command),
@@ -75,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Drain(command) => command.run(),
         Command::Ready(command) => command.run(),
         Command::Maint(command) => command.run(),
+        Command::Upgrade(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Key(command) => command.run(),
         Command::Engine(command) => command.run(),

@@ -92,9 +92,15 @@ pub struct ServerTable {
     /// How long an idle client connection is kept.
     #[serde(deserialize_with = "units::duration")]
     pub keepalive: Duration,
+    /// On shutdown, how long clients are still accepted while `/readyz` already says 503.
+    #[serde(deserialize_with = "units::duration")]
+    pub min_drain: Duration,
     /// On shutdown, how long requests in flight may take.
     #[serde(deserialize_with = "units::duration")]
     pub drain: Duration,
+    /// The same for the old process after an upgrade.
+    #[serde(deserialize_with = "units::duration")]
+    pub drain_upgrade: Duration,
     /// Idle connections kept to engines, in all.
     pub upstream_idle: Spanned<usize>,
 }
@@ -468,7 +474,9 @@ impl Default for ServerTable {
             header_timeout: Duration::from_secs(15),
             body_timeout: Duration::from_secs(30),
             keepalive: Duration::from_secs(60),
+            min_drain: Duration::ZERO,
             drain: Duration::from_secs(30),
+            drain_upgrade: Duration::from_secs(3600),
             upstream_idle: unwritten(1024),
         }
     }
@@ -624,7 +632,9 @@ mod tests {
             header_timeout = "15s"
             body_timeout = "30s"
             keepalive = "60s"
+            min_drain = "0s"
             drain = "30s"
+            drain_upgrade = "1h"
             upstream_idle = 1024
             [admin]
             listen = "127.0.0.1:9180"

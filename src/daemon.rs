@@ -1,7 +1,7 @@
 //! The running process, without `pingora::Server`, whose stop takes minutes and whose upgrade loses connections.
 //!
-//! The order of things: plan → sockets (before any thread) → runtime → signals → accept loops and probes → ready → control
-//! loop → stop accepting → drain → exit.
+//! The order of things: plan → sockets (before any thread) → runtime → signals → probes and accept loops → ready → control
+//! loop → stop accepting → drain → exit. A process that takes over from another one accepts once its servers are known.
 
 pub mod connection;
 pub mod door;
@@ -10,8 +10,10 @@ pub mod probe;
 mod refusal;
 pub mod reload;
 pub mod resolve;
+pub mod upgrade;
 pub mod wire;
 
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use pingora::apps::HttpServerApp;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::{HttpProxy, Subrequest, http_proxy};
 use pingora::server::configuration::ServerConf;
+use socket2::Socket;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -30,14 +33,17 @@ use crate::admin::Admin;
 use crate::config::Listen;
 use crate::config::plan::Plan;
 use crate::live::clients::Clients;
-use crate::live::{Current, Live};
+use crate::live::{Current, Live, Stage};
 use crate::observe::Observer;
 use crate::proxy::Proxy;
 use door::Door;
 use listen::{Bound, SocketFile};
 use reload::Reloader;
+use upgrade::{Predecessor, Successor, UNKNOWN, Upgrader};
 
-/// How long tasks that are cut at the end have to notice.
+/// How long requests that are cut off have to say so to their clients.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long tasks that are left at the end have to notice.
 const CUT: Duration = Duration::from_millis(100);
 /// Streams that one HTTP/2 client connection may have open at once.
 const STREAMS: u32 = 256;
@@ -47,10 +53,23 @@ pub struct Daemon {
     current: Arc<Current>,
     observer: Arc<Observer>,
     reloader: Arc<Reloader>,
+    upgrader: Arc<Upgrader>,
+    predecessor: Option<Predecessor>,
     traffic: Vec<Bound>,
     admin: Vec<Bound>,
     threads: usize,
     upstream_idle: usize,
+}
+
+/// What a process was started with.
+#[derive(Default)]
+pub struct Origin {
+    /// The listening sockets that were passed to it.
+    pub sockets: Vec<Socket>,
+    /// The process that it takes over from.
+    pub predecessor: Option<Predecessor>,
+    /// The command line that starts a successor.
+    pub command: Option<Vec<OsString>>,
 }
 
 /// The signals that the daemon acts on, once they are installed.
@@ -58,6 +77,7 @@ pub struct Signals {
     term: Signal,
     int: Signal,
     hup: Signal,
+    usr2: Signal,
 }
 
 /// What a signal means.
@@ -67,13 +87,37 @@ enum Told {
     Stop,
     /// Read the configuration again.
     Reload,
+    /// Hand over to a new process.
+    Upgrade,
 }
 
 /// The accept loops of one application, and how to tell every connection to end.
 struct Doors {
     stop: watch::Sender<bool>,
+    cut: watch::Sender<bool>,
     open: mpsc::Receiver<()>,
     loops: JoinSet<io::Result<()>>,
+}
+
+// === impl Origin ===
+
+impl Origin {
+    /// Of this process. To be called once, before there is a thread.
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        let command = Some(std::env::args_os().collect());
+        Self { sockets: listen::inherited(), predecessor: Predecessor::find(), command }
+    }
+
+    /// What tells the process that this one takes over from, if there is one, why it cannot.
+    pub fn failed(&self) -> impl FnOnce(&str) + use<> {
+        let predecessor = self.predecessor.as_ref().and_then(Predecessor::again);
+        move |why| {
+            if let Some(predecessor) = predecessor {
+                predecessor.failed(why);
+            }
+        }
+    }
 }
 
 // === impl Daemon ===
@@ -88,15 +132,24 @@ impl Daemon {
         environment: reload::Environment,
         plan: Plan,
         observer: Arc<Observer>,
+        origin: Origin,
     ) -> Result<Self, String> {
+        let Origin { sockets, mut predecessor, command } = origin;
         reload::set_logs(&observer, &plan.log)?;
+        let legacy = predecessor.as_mut().map(Predecessor::legacy).unwrap_or_default();
         let listens: Vec<Listen> = plan.server.listen.iter().chain(&plan.admin.listen).cloned().collect();
-        let mut traffic = listen::bind(&listens)?;
-        let admin = traffic.split_off(plan.server.listen.len());
+        let mut bound = listen::bind(&listens, sockets)?;
+        bound.iter_mut().for_each(|bound| bound.own(&legacy.files));
         let (threads, upstream_idle) = (plan.server.threads, plan.server.upstream_idle);
-        let current = Arc::new(Current::new(Live::new(plan, None)));
+        let traffic_listens = plan.server.listen.len();
+        let live = Live::new(plan, None);
+        legacy.pass_on(&live);
+        let current = Arc::new(Current::new(live));
         let reloader = Arc::new(Reloader::new(path, environment, current.clone(), observer.clone()));
-        Ok(Self { current, observer, reloader, traffic, admin, threads, upstream_idle })
+        let upgrader = Upgrader::new(current.clone(), command, &bound);
+        let upgrader = Arc::new(upgrader.map_err(|e| format!("no descriptor is left: {e}"))?);
+        let admin = bound.split_off(traffic_listens);
+        Ok(Self { current, observer, reloader, upgrader, predecessor, traffic: bound, admin, threads, upstream_idle })
     }
 
     /// What is in force.
@@ -122,36 +175,38 @@ impl Daemon {
         let files: Vec<_> = self.traffic.iter().chain(&self.admin).filter_map(|bound| bound.file.clone()).collect();
         let served = runtime.block_on(self.serve(early)).map_err(|e| format!("cannot start: {e}"));
         runtime.shutdown_timeout(CUT);
-        files.iter().for_each(SocketFile::remove);
-        served
+        if !matches!(served, Ok(Some(_))) {
+            files.iter().for_each(SocketFile::remove);
+        }
+        served.map(drop)
     }
 
-    async fn serve(self, early: Option<Signals>) -> io::Result<()> {
+    /// The process that serves now, if one does.
+    async fn serve(mut self, early: Option<Signals>) -> io::Result<Option<Successor>> {
         let mut signals = early.map_or_else(Signals::install, Ok)?;
-        let current = self.current.clone();
-        let reloader = self.reloader.clone();
-        let (mut doors, _admin) = self.open(); // the admin's stay open to the end
-        reloader.start_probes();
+        let (current, reloader, upgrader) = (self.current.clone(), self.reloader.clone(), self.upgrader.clone());
+        let predecessor = self.predecessor.take();
+        reloader.start_probes(predecessor.as_ref().map(|_| UNKNOWN)).await;
+        let (mut doors, mut admin) = self.open();
+        let untold =
+            |e| io::Error::other(format!("the process that this one takes over from does not wait for it: {e}"));
+        predecessor.map_or(Ok(()), Predecessor::serves).map_err(untold)?;
         log::info!("forebay {} serves", crate::VERSION);
-        while signals.next().await == Told::Reload {
-            let reloader = reloader.clone();
-            tokio::spawn(async move { reloader.reload().await }); // its faults are logged there
+        let successor = signals.obey(&reloader, &upgrader).await;
+        upgrader.give_up();
+        if successor.is_some() {
+            admin.stop.send_replace(true); // else they stay open to the end
         }
-        current.drain();
-        let limit = current.live().plan.server.drain;
-        log::info!("stopping: requests in flight have {} s", limit.as_secs_f32());
-        doors.stop.send_replace(true);
-        tokio::select! {
-            () = doors.close() => log::info!("stopped: every request was finished"),
-            () = tokio::time::sleep(limit) => log::warn!("stopped: requests were cut off after {} s", limit.as_secs_f32()),
-            () = signals.stopped() => log::warn!("stopped: told a second time, requests were cut off"),
+        end(&current, &mut doors, &mut signals, successor.is_some()).await;
+        if successor.is_some() {
+            let _ = tokio::time::timeout(LAST_WORDS, admin.close()).await; // one of them may wait for the news
         }
-        Ok(())
+        Ok(successor)
     }
 
     /// Starts the accept loops: for traffic, and for the admin.
     fn open(self) -> (Doors, Doors) {
-        let Self { current, observer, reloader, traffic, admin, threads, upstream_idle } = self;
+        let Self { current, observer, reloader, upgrader, traffic, admin, threads, upstream_idle, .. } = self;
         for (what, all) in [("listening on", &traffic), ("admin listening on", &admin)] {
             all.iter().for_each(|bound| log::info!("{what} {}", listen::address(bound)));
         }
@@ -163,12 +218,43 @@ impl Daemon {
         let proxy = pingora(proxy, conf);
         let answers = |bound: &Bound| {
             let unix = matches!(bound.listen, Listen::Unix(_));
-            Arc::new(Admin::new(current.clone(), observer.clone(), reloader.clone(), unix))
+            Arc::new(Admin::new(current.clone(), observer.clone(), reloader.clone(), upgrader.clone(), unix))
         };
         let (clients, tools) = (current.clients.clone(), Clients::default());
         let traffic = Doors::open(traffic, &current, clients, true, |_| proxy.clone());
         (traffic, Doors::open(admin, &current, tools, false, answers))
     }
+}
+
+/// Lets what is in flight end, as much of it as there is time for; the rest is cut off.
+async fn end(current: &Current, doors: &mut Doors, signals: &mut Signals, handed_over: bool) {
+    let server = &current.live().plan.server;
+    let (stage, limit) = match handed_over {
+        true => (Stage::HandedOver, server.drain_upgrade),
+        false => (Stage::Closing, server.drain),
+    };
+    let finish = async {
+        if !handed_over {
+            current.enter(Stage::Leaving);
+            tokio::time::sleep(server.min_drain).await;
+        }
+        current.enter(stage);
+        log::info!("stopping: requests in flight have {} s", limit.as_secs_f32());
+        doors.stop.send_replace(true);
+        tokio::time::timeout(limit, doors.close()).await
+    };
+    tokio::select! {
+        biased;
+        () = signals.stopped() => log::warn!("stopped: told a second time, requests were cut off"),
+        finished = finish => match finished {
+            Ok(()) => return log::info!("stopped: every request was finished"),
+            Err(_) => log::warn!("stopped: requests were cut off after {} s", limit.as_secs_f32()),
+        },
+    }
+    current.enter(Stage::Cut);
+    doors.stop.send_replace(true);
+    doors.cut.send_replace(true);
+    let _ = tokio::time::timeout(LAST_WORDS, doors.close()).await;
 }
 
 // === impl Doors ===
@@ -184,14 +270,15 @@ impl Doors {
     where
         A: HttpServerApp + Send + Sync + 'static,
     {
-        let (stop, stopped) = watch::channel(false);
+        let ((stop, stopped), (cut, cut_off)) = (watch::channel(false), watch::channel(false));
         let (held, open) = mpsc::channel(1);
         let mut loops = JoinSet::new();
         for bound in all {
-            let (current, stop, open) = (current.clone(), stopped.clone(), held.clone());
-            loops.spawn(Door { app: app(&bound), current, stop, open, clients: clients.clone(), limited }.run(bound));
+            let (current, open, clients) = (current.clone(), held.clone(), clients.clone());
+            let (stop, cut) = (stopped.clone(), cut_off.clone());
+            loops.spawn(Door { app: app(&bound), current, stop, cut, open, clients, limited }.run(bound));
         }
-        Self { stop, open, loops }
+        Self { stop, cut, open, loops }
     }
 
     /// Returns when no connection is left. First the accept loops end: one may hold a connection that nobody serves yet.
@@ -217,6 +304,7 @@ impl Signals {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
             hup: signal(SignalKind::hangup())?,
+            usr2: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -225,6 +313,24 @@ impl Signals {
             _ = self.term.recv() => Told::Stop,
             _ = self.int.recv() => Told::Stop,
             _ = self.hup.recv() => Told::Reload,
+            _ = self.usr2.recv() => Told::Upgrade,
+        }
+    }
+
+    /// Does as they say, until the daemon is to stop, or another process serves: then which.
+    async fn obey(&mut self, reloader: &Arc<Reloader>, upgrader: &Arc<Upgrader>) -> Option<Successor> {
+        loop {
+            let told = tokio::select! {
+                successor = upgrader.upgraded() => return Some(successor),
+                told = self.next() => told,
+            };
+            let (reloader, upgrader) = (reloader.clone(), upgrader.clone());
+            match told {
+                Told::Stop => return None,
+                // What goes wrong is logged there.
+                Told::Reload => drop(tokio::spawn(async move { reloader.reload().await })),
+                Told::Upgrade => drop(tokio::spawn(async move { upgrader.upgrade().await })),
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 
 pub mod clients;
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -26,7 +26,7 @@ pub struct Live {
     pub meters: Meters,
 }
 
-/// What is in force now, who is connected, and whether the daemon stops.
+/// What is in force now, who is connected, and how far the daemon is in its life.
 #[derive(Debug)]
 pub struct Current {
     live: ArcSwap<Live>,
@@ -34,7 +34,22 @@ pub struct Current {
     pub clients: Clients,
     /// The answers that are kept. It is there as soon as a plan has a model whose answers are: even empty it takes some memory.
     store: OnceLock<Arc<Store>>,
-    draining: AtomicBool,
+    stage: AtomicU8,
+}
+
+/// How far a daemon is in its life. It never goes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// It serves.
+    Serving,
+    /// It is about to stop, and serves on until those who send requests here have noticed.
+    Leaving,
+    /// It accepts nobody any more, and finishes what is in flight.
+    Closing,
+    /// The same, while another process serves.
+    HandedOver,
+    /// What is still in flight is cut off.
+    Cut,
 }
 
 /// Whether requests should be sent here, and if not, why.
@@ -56,7 +71,7 @@ impl Current {
             live: ArcSwap::from_pointee(live),
             clients: Clients::default(),
             store: OnceLock::new(),
-            draining: AtomicBool::new(false),
+            stage: AtomicU8::new(Stage::Serving as u8),
         };
         current.make_room(&current.live().plan);
         current
@@ -98,15 +113,22 @@ impl Current {
         self.store().map_or(Figures::default(), |store| store.figures())
     }
 
-    /// The daemon stops.
-    pub fn drain(&self) {
-        self.draining.store(true, Relaxed);
+    /// The daemon has come this far.
+    pub fn enter(&self, stage: Stage) {
+        self.stage.store(stage as u8, Relaxed);
     }
 
-    /// Whether the daemon stops.
+    /// How far the daemon is.
     #[must_use]
-    pub fn is_draining(&self) -> bool {
-        self.draining.load(Relaxed)
+    pub fn stage(&self) -> Stage {
+        let stages = [Stage::Serving, Stage::Leaving, Stage::Closing, Stage::HandedOver, Stage::Cut];
+        stages.get(usize::from(self.stage.load(Relaxed))).copied().unwrap_or(Stage::Cut)
+    }
+
+    /// Whether a client's connection is to end with the answer that it gets.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.stage() >= Stage::Closing
     }
 
     /// Whether requests should be sent here.
@@ -114,7 +136,7 @@ impl Current {
     pub fn readiness(&self) -> Readiness {
         let live = self.live.load();
         let stands = [
-            (self.is_draining(), "draining"),
+            (self.stage() > Stage::Serving, "draining"),
             (!live.is_probed(), "the first round of health checks is not over"),
             (!live.is_usable(), "no pool has a usable server"),
         ];

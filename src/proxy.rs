@@ -36,7 +36,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 
 use crate::cache::flight::Flights;
-use crate::live::Current;
+use crate::live::{Current, Stage};
 use crate::observe::Observer;
 use crate::pool::Pool;
 use crate::pool::eject::Change;
@@ -93,7 +93,7 @@ impl Proxy {
     /// Answers a rejection where nothing was answered yet. Whether the client's connection can live on.
     async fn refuse(&self, session: &mut Session, x: &mut Exchange, rejection: &Rejection) -> Result<bool> {
         // Once an engine is looked to, Pingora 0.9.1 closes the connection, whatever `FailToProxy` says.
-        let closes = rejection.closes() || x.sent.is_some() || self.current.is_draining();
+        let closes = rejection.closes() || x.sent.is_some() || self.current.is_closing();
         if closes {
             session.set_keepalive(None);
         }
@@ -141,7 +141,7 @@ impl ProxyHttp for Proxy {
             flight.board(x);
             return Ok(());
         }
-        if x.live.plan.server.keepalive.is_zero() || self.current.is_draining() {
+        if x.live.plan.server.keepalive.is_zero() || self.current.is_closing() {
             session.set_keepalive(None);
         }
         let peer = session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip());
@@ -278,7 +278,7 @@ impl ProxyHttp for Proxy {
     async fn response_filter(&self, s: &mut Session, header: &mut ResponseHeader, x: &mut Exchange) -> Result<()> {
         // HTTP/1.0 knows no chunks: the answer ends with the connection (RFC 9112 §6.1).
         let ends = s.req_header().version < Version::HTTP_11 && header.remove_header(&TRANSFER_ENCODING).is_some();
-        x.shared.closing.store(ends || self.current.is_draining(), Relaxed);
+        x.shared.closing.store(ends || self.current.is_closing(), Relaxed);
         headers::to_client(header)?;
         caching::tell(header, x.cached)?;
         match &x.identity {
@@ -343,7 +343,11 @@ impl ProxyHttp for Proxy {
         let begun = client::is_answered(session.as_downstream());
         let gone = if begun { None } else { client::look(session).err() };
         client::unwrap(session, &x.shared);
-        let (end, rejection) = ending::of(gone.as_deref().unwrap_or(e), begun, &x.live.plan.server);
+        let (end, rejection) = match ending::of(gone.as_deref().unwrap_or(e), begun, &x.live.plan.server) {
+            // It is we who do not listen to the client any more.
+            (End::ClientGone, None) if self.current.stage() == Stage::Cut => (End::Error, Some(Rejection::Draining)),
+            end => end,
+        };
         x.answer.end = end;
         let Some(rejection) = rejection else {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };

@@ -24,7 +24,7 @@ use crate::config::{self, Listen};
 use crate::daemon::probe::connector;
 use crate::proxy::ending::in_words;
 
-/// The longest a call may take in all.
+/// The longest a call may take in all, unless its command says more.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// The longest answer that is read, in bytes.
 const LONGEST: usize = 64 << 20;
@@ -47,6 +47,8 @@ pub(super) struct Caller {
     connector: Connector,
     /// Where it may listen; the first that answers counts.
     listens: Vec<Listen>,
+    /// The longest a call may take in all.
+    deadline: Duration,
 }
 
 /// What is asked.
@@ -82,7 +84,7 @@ impl Whom {
             Some(listen) => vec![listen.clone()],
             None => self.configured()?,
         };
-        Ok(Caller { connector: connector(), listens })
+        Ok(Caller { connector: connector(), listens, deadline: DEADLINE })
     }
 
     fn configured(&self) -> Result<Vec<Listen>, Failure> {
@@ -107,6 +109,11 @@ impl Whom {
 // === impl Caller ===
 
 impl Caller {
+    /// With another time for each call.
+    pub(super) fn within(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
+    }
+
     /// Reads what is at a path.
     ///
     /// # Errors
@@ -146,10 +153,10 @@ impl Caller {
     async fn call(&self, call: &Call) -> Result<Answer, Failure> {
         let mut failed = Vec::new();
         for listen in &self.listens {
-            match timeout(DEADLINE, self.ask(listen, call)).await {
+            match timeout(self.deadline, self.ask(listen, call)).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(e)) => failed.push(format!("{listen}: {}", in_words(&e))),
-                Err(_) => failed.push(format!("{listen}: no answer in {} s", DEADLINE.as_secs())),
+                Err(_) => failed.push(format!("{listen}: no answer in {} s", self.deadline.as_secs())),
             }
         }
         let failed = failed.join("; ");

@@ -23,7 +23,7 @@ use super::key::{hex, secret};
 use super::{Failure, run};
 use crate::access::key::digest;
 use crate::config::Listen;
-use crate::daemon::{Daemon, Signals, listen};
+use crate::daemon::{Daemon, Origin, Signals, listen};
 use crate::engine::{self, Options};
 use crate::live::Current;
 use welcome::Welcome;
@@ -75,7 +75,7 @@ impl Demo {
     pub(super) fn run(self) -> Result<(), Failure> {
         let failed = |what: &'static str| move |e: io::Error| Failure::Runtime(format!("{what}: {e}"));
         // Let go at once: only whether it can be had is asked, while there is nothing to clean up.
-        listen::bind(&[Listen::Tcp(self.listen)])
+        listen::bind(&[Listen::Tcp(self.listen)], vec![])
             .map_err(|why| Failure::Runtime(format!("{why}; with --listen 127.0.0.1:0 the system picks a port")))?;
         let engines = Engines::start(Engine::all(self.engines)).map_err(failed("cannot start the engines"))?;
         let secret = secret().map_err(|e| Failure::Runtime(format!("no randomness: {e}")))?;
@@ -86,7 +86,9 @@ impl Demo {
         let configuration = configuration(self.listen, self.admin(), &engines.all, &secret);
         fs::write(&file, configuration).map_err(failed("cannot write the demo's file"))?;
         let environment = Arc::new(|name: &str| std::env::var(name).ok());
-        run::serve(file.clone(), environment, Some(signals), |daemon| engines.announce(daemon, secret, file))
+        run::serve(file.clone(), environment, Origin::default(), Some(signals), |daemon| {
+            engines.announce(daemon, secret, file)
+        })
     }
 
     /// Where the admin is to listen: the usual port, unless somebody has it.

@@ -175,7 +175,9 @@ fn bind(listen: &Listen, refuse: bool) -> Result<Bound, String> {
             let socket = hold(*address).map_err(|e| format!("cannot bind {listen}: {e}"))?;
             Ok(Bound::new(listen.clone(), socket))
         }
-        _ => listen::bind(std::slice::from_ref(listen))?.pop().ok_or_else(|| format!("cannot listen on {listen}")),
+        _ => listen::bind(std::slice::from_ref(listen), vec![])?
+            .pop()
+            .ok_or_else(|| format!("cannot listen on {listen}")),
     }
 }
 

@@ -9,14 +9,15 @@ use clap::Args;
 use super::{Failure, Source};
 use crate::config::plan::Plan;
 use crate::daemon::reload::Environment;
-use crate::daemon::{Daemon, Signals};
+use crate::daemon::{Daemon, Origin, Signals};
 use crate::observe::logger::Logger;
 use crate::observe::sink::Sink;
 use crate::observe::{AccessLog, Metrics, Observer};
 
 /// Run the proxy in the foreground; logs go to stderr
 ///
-/// SIGHUP reloads the configuration; SIGTERM and SIGINT finish the requests in flight and end, a second one at once.
+/// SIGHUP reloads the configuration; SIGUSR2 hands over to a new process; SIGTERM and SIGINT finish the requests in flight and end,
+/// a second one at once.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  forebay run -c forebay.toml")]
 pub(super) struct Run {
@@ -31,7 +32,13 @@ const LAST: Duration = Duration::from_secs(1);
 
 impl Run {
     pub(super) fn run(self) -> Result<(), Failure> {
-        serve(self.source.config.clone(), Arc::new(self.source.environment()), None, |_| {})
+        let origin = Origin::of_this_process();
+        let failed = origin.failed();
+        let served = serve(self.source.config.clone(), Arc::new(self.source.environment()), origin, None, |_| {});
+        if let Err(Failure::Usage(why) | Failure::Runtime(why)) = &served {
+            failed(why);
+        }
+        served
     }
 }
 
@@ -40,6 +47,7 @@ impl Run {
 pub(super) fn serve(
     file: PathBuf,
     environment: Environment,
+    origin: Origin,
     early: Option<Signals>,
     bound: impl FnOnce(&Daemon),
 ) -> Result<(), Failure> {
@@ -49,7 +57,7 @@ pub(super) fn serve(
     Logger::install(sink.clone());
     let metrics = Metrics::new().map_err(|e| runtime(&e))?;
     let observer = Arc::new(Observer { metrics, access_log: AccessLog::new(sink.clone()) });
-    let daemon = Daemon::bind(file, environment, plan, observer.clone()).map_err(|e| runtime(&e))?;
+    let daemon = Daemon::bind(file, environment, plan, observer.clone(), origin).map_err(|e| runtime(&e))?;
     bound(&daemon);
     let served = daemon.run(early);
     observer.access_log.flush(LAST);

@@ -403,7 +403,9 @@ fn server(server: &super::ServerTable) -> Server {
         header_timeout: some(server.header_timeout).unwrap_or(Duration::MAX),
         body_timeout: some(server.body_timeout).unwrap_or(Duration::MAX),
         keepalive: server.keepalive,
+        min_drain: server.min_drain,
         drain: server.drain,
+        drain_upgrade: server.drain_upgrade,
         upstream_idle: *server.upstream_idle.get_ref(),
     }
 }

@@ -62,8 +62,12 @@ pub struct Server {
     pub body_timeout: Duration,
     /// How long an idle client connection is kept.
     pub keepalive: Duration,
+    /// How long clients are still accepted once the daemon is to stop.
+    pub min_drain: Duration,
     /// How long requests may take once the daemon stops.
     pub drain: Duration,
+    /// How long they may take once another process has taken over.
+    pub drain_upgrade: Duration,
     /// Idle connections kept to engines, in all.
     pub upstream_idle: usize,
 }

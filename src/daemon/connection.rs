@@ -3,10 +3,12 @@
 //! No timer is touched per request: phases are one atomic word, which the watchdog reads when a limit could have passed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures::task::AtomicWaker;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::H2Options;
@@ -53,6 +55,10 @@ pub struct Connection {
     word: AtomicU64,
     /// The HTTP/2 streams that are open.
     streams: AtomicUsize,
+    /// Nothing is read from it any more, so that whatever it is doing ends as if its client had gone, and can still say so.
+    cut: AtomicBool,
+    /// Who reads from it.
+    reader: AtomicWaker,
 }
 
 /// An open HTTP/2 stream of a connection.
@@ -88,7 +94,8 @@ impl Limits {
 
 impl Default for Connection {
     fn default() -> Self {
-        Self { born: Instant::now(), word: AtomicU64::new(Phase::Fresh as u64), streams: AtomicUsize::new(0) }
+        let (streams, cut, reader) = Default::default();
+        Self { born: Instant::now(), word: AtomicU64::new(Phase::Fresh as u64), streams, cut, reader }
     }
 }
 
@@ -100,8 +107,19 @@ impl Connection {
         }
     }
 
+    /// Whether nothing is to be read from it any more. If something is, `reader` is woken as soon as that changes.
+    pub fn is_cut(&self, reader: &Waker) -> bool {
+        self.reader.register(reader);
+        self.cut.load(Relaxed)
+    }
+
+    fn cut(&self) {
+        self.cut.store(true, Relaxed);
+        self.reader.wake();
+    }
+
     /// Returns when the connection must be closed.
-    pub async fn watch(&self, limits: Limits, mut stop: watch::Receiver<bool>) {
+    pub async fn watch(&self, limits: Limits, mut stop: watch::Receiver<bool>, mut cut: watch::Receiver<bool>) {
         let mut stopping = *stop.borrow_and_update();
         loop {
             let (phase, age) = self.phase();
@@ -121,6 +139,7 @@ impl Connection {
             tokio::select! {
                 () = tokio::time::sleep((limit - age).min(look)) => {}
                 _ = stop.changed(), if !stopping => stopping = true, // it changes once, or its sender is gone
+                _ = cut.wait_for(|cut| *cut), if !self.cut.load(Relaxed) => self.cut(),
             }
         }
     }

@@ -17,8 +17,8 @@ use super::listen::Bound;
 use super::refusal;
 use super::wire::Wire;
 use crate::config::Listen;
-use crate::live::Current;
 use crate::live::clients::Clients;
+use crate::live::{Current, Stage};
 
 /// ENOMEM, ENFILE, EMFILE, ENOBUFS on Linux: the next connection would fare no better.
 const EXHAUSTED: [i32; 4] = [12, 23, 24, 105];
@@ -37,6 +37,8 @@ pub struct Door<A> {
     pub current: Arc<Current>,
     /// Turns true when the daemon stops. Never mark this one as seen: Pingora's HTTP/2 loop waits for a change of its clones.
     pub stop: watch::Receiver<bool>,
+    /// Turns true when what is still in flight is to be cut off.
+    pub cut: watch::Receiver<bool>,
     /// Held by each connection: all of them gone ends the channel.
     pub open: mpsc::Sender<()>,
     /// Where its connections are counted.
@@ -62,11 +64,12 @@ enum Listener {
 
 impl<A> Clone for Door<A> {
     fn clone(&self) -> Self {
-        let Self { app, current, stop, open, clients, limited } = self;
+        let Self { app, current, stop, cut, open, clients, limited } = self;
         Self {
             app: app.clone(),
             current: current.clone(),
             stop: stop.clone(),
+            cut: cut.clone(),
             open: open.clone(),
             clients: clients.clone(),
             limited: *limited,
@@ -77,7 +80,7 @@ impl<A> Clone for Door<A> {
 // === impl Door ===
 
 impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
-    /// Accepts until the daemon stops, then takes those who wait already.
+    /// Accepts until the daemon stops, then takes those who wait already; a successor takes them itself.
     ///
     /// # Errors
     /// When the socket cannot be used in this runtime.
@@ -91,6 +94,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
                 accepted = listener.accept() => accepted,
             };
             self.take(accepted, &mut said).await;
+        }
+        if self.current.stage() == Stage::HandedOver {
+            return Ok(());
         }
         for accepted in listener.rest()? {
             self.take(accepted, &mut said).await;
@@ -147,14 +153,14 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
         };
         let edge = Arc::new(Edge::new(self.app.clone(), connection.clone(), limits));
         let wire = Box::new(Wire::new(Box::new(stream), connection.clone()));
-        let stop = self.stop.clone();
+        let (stop, cut) = (self.stop.clone(), self.cut.clone());
         // A task of its own, else the watchdog would be looked at whenever a byte comes or goes.
         let mut served = tokio::spawn(connection::scope(connection.clone(), async move {
             ServerApp::process_new(&edge, wire, &self.stop).await;
         }));
         tokio::select! {
             _ = &mut served => {}
-            () = connection.watch(limits, stop) => served.abort(),
+            () = connection.watch(limits, stop, cut) => served.abort(),
         }
     }
 }

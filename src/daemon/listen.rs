@@ -1,4 +1,7 @@
-//! Listening sockets, bound by us before any thread exists, so that a port in use is told at once.
+//! Listening sockets, before any thread exists: bound by us, so that a port in use is told at once, or passed to us.
+//!
+//! systemd and a process that hands over to this one pass sockets in the same way, and they are told apart by their own addresses,
+//! so that no names are needed.
 
 use std::fs;
 use std::io;
@@ -8,6 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use listenfd::ListenFd;
 use socket2::{Domain, Socket, Type};
 
 use crate::config::Listen;
@@ -34,26 +38,78 @@ pub struct SocketFile {
     inode: u64,
 }
 
-/// Binds every address, or none.
+/// The listening sockets that this process was started with. They are taken once, before any thread exists: what names them
+/// is taken out of the environment.
+#[must_use]
+pub fn inherited() -> Vec<Socket> {
+    let mut passed = ListenFd::from_env();
+    let number = passed.len();
+    let take = |place| match passed.take_tcp_listener(place) {
+        Ok(tcp) => tcp.map(Socket::from),
+        Err(_) => passed.take_unix_listener(place).ok().flatten().map(Socket::from),
+    };
+    (0..number).filter_map(take).filter(|socket| socket.is_listener().unwrap_or(false)).collect()
+}
+
+/// Has a socket for every address, or none. Those that were passed to this process come first; what was passed and is not
+/// listened on is closed.
 ///
 /// # Errors
 /// A line that names the address and says what is wrong with it.
-pub fn bind(all: &[Listen]) -> Result<Vec<Bound>, String> {
+pub fn bind(all: &[Listen], mut passed: Vec<Socket>) -> Result<Vec<Bound>, String> {
     let mut bound: Vec<Bound> = Vec::new();
     for listen in all {
-        let socket = match listen {
-            Listen::Tcp(address) => tcp(*address),
-            Listen::Unix(path) => unix(path),
+        let found = passed.iter().position(|socket| is_at(socket, listen, all));
+        let socket = match (found, listen) {
+            (Some(found), _) => Ok(passed.remove(found)),
+            (None, Listen::Tcp(address)) => tcp(*address),
+            (None, Listen::Unix(path)) => unix(path),
         };
         match socket.and_then(|socket| socket.set_nonblocking(true).map(|()| socket)) {
+            // The file of a socket that was passed is whoever's who made it.
+            Ok(socket) if found.is_some() => bound.push(Bound { listen: listen.clone(), socket, file: None }),
             Ok(socket) => bound.push(Bound::new(listen.clone(), socket)),
             Err(e) => {
                 bound.iter().filter_map(|bound| bound.file.as_ref()).for_each(SocketFile::remove);
-                return Err(refused(listen, &e));
+                let others: Vec<String> = passed.iter().map(told_by).collect();
+                let hint = match &*others {
+                    [] => String::new(),
+                    others => format!("; the sockets that were passed to this process listen on {}", others.join(", ")),
+                };
+                return Err(format!("{}{hint}", refused(listen, &e)));
             }
         }
     }
+    for socket in &passed {
+        log::warn!(
+            "a socket was passed that nothing in the configuration listens on: {}; it is closed",
+            told_by(socket)
+        );
+    }
     Ok(bound)
+}
+
+/// Whether a socket that was passed is the one for an address. Where the system is to choose the port, it is any of that IP address
+/// that none of the others is for.
+fn is_at(socket: &Socket, listen: &Listen, all: &[Listen]) -> bool {
+    let Ok(address) = socket.local_addr() else { return false };
+    match (listen, address.as_socket()) {
+        (Listen::Tcp(wanted), Some(has)) if wanted.port() == 0 => {
+            wanted.ip() == has.ip() && !all.contains(&Listen::Tcp(has))
+        }
+        (Listen::Tcp(wanted), Some(has)) => *wanted == has,
+        (Listen::Unix(wanted), None) => address.as_pathname() == Some(wanted),
+        _ => false,
+    }
+}
+
+fn told_by(socket: &Socket) -> String {
+    let address = socket.local_addr().ok();
+    let told = address.and_then(|address| match (address.as_socket(), address.as_pathname()) {
+        (Some(address), _) => Some(address.to_string()),
+        (None, path) => path.map(|path| format!("unix:{}", path.display())),
+    });
+    told.unwrap_or_else(|| "an address that cannot be told".to_owned())
 }
 
 /// The address of a TCP socket: with port 0, the one that the system chose.
@@ -75,14 +131,31 @@ impl Bound {
         };
         Self { listen, socket, file }
     }
+
+    /// Its file, if it is one of these, is ours to remove.
+    pub fn own(&mut self, files: &[PathBuf]) {
+        if let Listen::Unix(path) = &self.listen
+            && files.contains(path)
+        {
+            self.file = SocketFile::at(path);
+        }
+    }
 }
 
 // === impl SocketFile ===
 
 impl SocketFile {
-    fn at(path: &Path) -> Option<Self> {
+    /// The one that is at a path now.
+    #[must_use]
+    pub fn at(path: &Path) -> Option<Self> {
         let file = fs::symlink_metadata(path).ok()?;
         Some(Self { path: path.to_owned(), device: file.dev(), inode: file.ino() })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Removes it, unless another process's socket has taken its place.

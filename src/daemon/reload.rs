@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
@@ -60,9 +60,14 @@ impl Reloader {
         }
     }
 
-    /// Begins to probe what is in force. To be called inside the runtime.
-    pub fn start_probes(&self) {
-        *self.probes.lock() = Some(Probes::start(&self.current.live(), &self.observer));
+    /// Begins to probe what is in force, and waits for so long, if at all, until all of it has been probed. To be called inside
+    /// the runtime.
+    pub async fn start_probes(&self, longest: Option<Duration>) {
+        let mut probes = Probes::start(&self.current.live(), &self.observer);
+        if let Some(longest) = longest {
+            let _ = tokio::time::timeout(longest, probes.first_round()).await; // who is unknown then is starting still
+        }
+        *self.probes.lock() = Some(probes);
     }
 
     /// Reads the files and puts them in force for all requests from now on. Requests under way keep what they began with.

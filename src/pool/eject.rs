@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 /// When a server is ejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
@@ -76,6 +78,19 @@ pub struct Record {
     /// The number of the trial under way, if one is.
     trial: Option<u32>,
     trials: u32,
+}
+
+/// A record as another process can read it: with times from now. A trial that is under way is not in it, for who is on trial is
+/// not either.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Kept {
+    failures: u32,
+    last: Duration,
+    /// How long ago it came back.
+    back: Option<Duration>,
+    /// For how long it is still left alone; zero: its trial is due.
+    left_alone: Option<Duration>,
+    asked: bool,
 }
 
 /// How often the duration doubles: to 16 times.
@@ -169,6 +184,18 @@ impl Record {
         }
     }
 
+    /// Its record for another process.
+    #[must_use]
+    pub fn keep(&self, now: Instant) -> Kept {
+        Kept {
+            failures: self.failures,
+            last: self.last,
+            back: self.back.map(|back| now.saturating_duration_since(back)),
+            left_alone: self.until.map(|until| until.saturating_duration_since(now)),
+            asked: self.asked,
+        }
+    }
+
     fn failed(&mut self, trial: bool, room: bool, rules: Rules, now: Instant) -> Option<Change> {
         self.failures = self.failures.saturating_add(1);
         let again = trial && self.until.is_some();
@@ -182,6 +209,23 @@ impl Record {
         self.failures = 0;
         (self.until, self.asked) = (Some(now + self.last), false);
         Some(Change::Ejected(self.last))
+    }
+}
+
+// === impl Kept ===
+
+impl Kept {
+    /// The record that another process kept.
+    #[must_use]
+    pub fn at(&self, now: Instant) -> Record {
+        Record {
+            failures: self.failures,
+            last: self.last,
+            back: self.back.and_then(|past| now.checked_sub(past)),
+            until: self.left_alone.map(|left| now + left),
+            asked: self.asked,
+            ..Record::default()
+        }
     }
 }
 

@@ -1,17 +1,21 @@
 //! One engine: its state over what probes, requests and the operator tell, and its counts.
 
+mod memory;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use super::caller::Waiter;
 use super::eject::{self, Record, Standing, Told};
 use super::health::{Change, Health, Probed, Rules, State};
 use super::settings::{Address, Endpoint};
 use super::traffic::{Load, Traffic};
+pub use memory::Memory;
 
 /// One engine. It outlives reloads, and so do its counts.
 #[derive(Debug)]
@@ -60,14 +64,14 @@ struct Condition {
 }
 
 /// Why something is as it is.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Reason {
     why: String,
     since: SystemTime,
 }
 
 /// What an operator says of a server at run time.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {
     /// It is used as it deserves.
     #[default]

@@ -61,6 +61,8 @@ pub enum Rejection {
     NotCached,
     /// As many clients are connected as may be.
     TooManyConnections,
+    /// The daemon stops, and the time for what is in flight is over.
+    Draining,
     /// Something of ours failed.
     Internal,
 }
@@ -115,7 +117,7 @@ impl Rejection {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::NoServer(after) | Self::QueueFull(after) | Self::QueueTimeout(after) => Some(*after),
-            Self::TooManyConnections => Some(Duration::from_secs(1)),
+            Self::TooManyConnections | Self::Draining => Some(Duration::from_secs(1)),
             _ => None,
         }
     }
@@ -158,6 +160,7 @@ impl Rejection {
             Self::UpstreamCredentials => (502, UPSTREAM, "upstream_credentials", 14),
             Self::NotCached => (504, INVALID, "not_cached", 4),
             Self::TooManyConnections => (503, "overloaded_error", "too_many_connections", 14),
+            Self::Draining => (503, "overloaded_error", "draining", 14),
             Self::Internal => (500, "internal_error", "internal_error", 13),
         };
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -266,6 +269,7 @@ impl fmt::Display for Rejection {
             Self::UpstreamCredentials => {
                 f.write_str("The server for this request does not let this proxy in; your operator can mend that.")
             }
+            Self::Draining => f.write_str("This server is shutting down. Send the request again."),
             Self::Internal => f.write_str("An internal error occurred."),
         }
     }

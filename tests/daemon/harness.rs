@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use command_fds::{CommandFdExt, FdMapping};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
@@ -41,6 +43,19 @@ pub(crate) struct Forebay {
     folder: Folder,
     /// The addresses that it listens on, traffic first.
     listens: Vec<String>,
+    /// The processes that took over, one after the other. They are no children of ours.
+    successors: Vec<u32>,
+}
+
+/// How a daemon is started, but for its arguments.
+#[derive(Default)]
+pub(crate) struct Manner<'m> {
+    /// The program, if it is not the one under test at its own place.
+    pub(crate) program: Option<&'m str>,
+    /// Variables.
+    pub(crate) environment: &'m [(&'m str, &'m str)],
+    /// Listening sockets that are passed to it.
+    pub(crate) sockets: Vec<OwnedFd>,
 }
 
 /// A running `forebay engine`, or the address at which one ran.
@@ -137,11 +152,17 @@ impl Drop for Folder {
 // === impl Process ===
 
 impl Process {
-    fn start(arguments: &[&str], environment: &[(&str, &str)], from_stdout: bool) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
+    fn start(arguments: &[&str], manner: Manner, from_stdout: bool) -> Self {
+        let mut command = Command::new(manner.program.unwrap_or(env!("CARGO_BIN_EXE_forebay")));
+        if !manner.sockets.is_empty() {
+            command.env("LISTEN_FDS", manner.sockets.len().to_string());
+            let passed = manner.sockets.into_iter().zip(3..);
+            let mappings = passed.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd }).collect();
+            command.fd_mappings(mappings).expect("each at its place");
+        }
         command
             .args(arguments)
-            .envs(environment.iter().copied())
+            .envs(manner.environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -168,10 +189,15 @@ impl Process {
     }
 
     fn signal(&self, name: &str) {
-        let id = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-s", name, &id]).status().expect("`kill` runs");
-        assert!(sent.success(), "the process is there");
+        assert!(signal(self.child.id(), name), "the process is there");
     }
+}
+
+/// Sends a signal, by name; `0` only looks. Whether the process is there.
+pub(crate) fn signal(pid: u32, name: &str) -> bool {
+    let mut command = Command::new("kill");
+    let sent = command.args(["-s", name, &pid.to_string()]).stderr(Stdio::null()).status();
+    sent.expect("`kill` runs").success()
 }
 
 impl Drop for Process {
@@ -202,8 +228,13 @@ impl Forebay {
 
     /// The same with these variables.
     pub(crate) fn start_with_environment(folder: Folder, name: &str, environment: &[(&str, &str)]) -> Self {
-        let process = Process::start(&["run", "-c", &folder.path(name)], environment, false);
-        let mut forebay = Self { process, folder, listens: vec![] };
+        Self::start_so(folder, name, Manner { environment, ..Manner::default() })
+    }
+
+    /// The same in any manner.
+    pub(crate) fn start_so(folder: Folder, name: &str, manner: Manner) -> Self {
+        let process = Process::start(&["run", "-c", &folder.path(name)], manner, false);
+        let mut forebay = Self { process, folder, listens: vec![], successors: vec![] };
         until("forebay serves", || {
             let said = forebay.log();
             assert!(forebay.process.child.try_wait().expect("a child").is_none(), "it ended: {said}");
@@ -270,8 +301,32 @@ impl Forebay {
         line.map(|value| value.parse().expect("a number"))
     }
 
+    /// To the process that serves.
     pub(crate) fn signal(&self, name: &str) {
-        self.process.signal(name);
+        assert!(signal(self.pid(), name), "the process is there");
+    }
+
+    /// The process that serves, as far as we know.
+    pub(crate) fn pid(&self) -> u32 {
+        self.successors.last().copied().unwrap_or(self.process.child.id())
+    }
+
+    /// Has it hand over to a successor, and waits until that one serves.
+    pub(crate) fn upgrade(&mut self) -> u32 {
+        self.signal("USR2");
+        self.until_upgraded()
+    }
+
+    /// Waits for one more successor.
+    pub(crate) fn until_upgraded(&mut self) -> u32 {
+        let known = self.successors.len();
+        let pid = until("a successor serves", || {
+            let said = self.messages();
+            let mut pids = said.iter().filter_map(|said| said.strip_prefix("upgraded: process ")?.split(' ').next());
+            Some(pids.nth(known)?.parse().expect("a process id"))
+        });
+        self.successors.push(pid);
+        pid
     }
 
     /// All that it wrote to stderr so far.
@@ -329,6 +384,14 @@ impl Forebay {
     }
 }
 
+impl Drop for Forebay {
+    fn drop(&mut self) {
+        for pid in &self.successors {
+            signal(*pid, "KILL"); // it may have ended
+        }
+    }
+}
+
 // === impl Engine ===
 
 impl Engine {
@@ -356,7 +419,7 @@ impl Engine {
         self.kill();
         let mut arguments = vec!["engine", "--listen", &self.address, "--name", &self.name];
         arguments.extend(self.flags.iter().map(String::as_str));
-        let mut process = Process::start(&arguments, &[], true);
+        let mut process = Process::start(&arguments, Manner::default(), true);
         let address = until("the engine listens", || {
             assert!(process.child.try_wait().expect("a child").is_none(), "the engine ended");
             process.said().trim_end().rsplit_once("http://").map(|(_, address)| address.to_owned())

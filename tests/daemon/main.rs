@@ -18,3 +18,4 @@ mod signals;
 mod start;
 mod stub;
 mod unix;
+mod upgrade;

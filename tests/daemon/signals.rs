@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::Request;
+use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::configuration::{Configuration, SECRET};
 use crate::harness::{Engine, Forebay, until};
 use crate::http::{Client, chat};
+use crate::stub::{Stub, whole};
 
 /// An engine of twenty tokens a second and a daemon in front of it.
 fn slow(server: &str) -> (Engine, Forebay) {
@@ -205,8 +207,87 @@ fn the_drain_limit_cuts_what_is_still_in_flight_and_a_cut_stream_does_not_look_w
     assert_eq!(forebay.until_ended(), Some(0));
     let took = told.elapsed();
     assert!(took > Duration::from_millis(290) && took < Duration::from_millis(1500), "{took:?}");
-    client.end_stream().expect_err("no last chunk");
+    let rest = String::from_utf8(client.rest()).expect("text");
+    assert!(rest.contains("event: error\ndata: {") && rest.contains("\"code\":\"draining\""), "{rest}");
+    assert!(!rest.contains("[DONE]") && !rest.ends_with("0\r\n\r\n"), "{rest}");
     forebay.until_said("requests were cut off after 0.3 s");
+    let record = record(&forebay);
+    let told = ["status", "code", "end"].map(|field| record[field].clone());
+    assert_eq!(told, [json!(200), json!("draining"), json!("error")]);
+}
+
+/// The access log's last record.
+fn record(forebay: &Forebay) -> Value {
+    let log = forebay.log();
+    let mut records = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    records.rfind(|line| line["duration_ms"].is_number()).expect("a record")
+}
+
+#[test]
+fn what_has_no_answer_when_the_drain_is_over_is_answered_503_wherever_it_is() {
+    let stub = Stub::tcp(|head, out| match head.contains("/v1/chat/completions") {
+        true => loop {
+            thread::park(); // never a byte
+        },
+        false => whole(out, 200, "{}"),
+    });
+    let configuration = Configuration::empty()
+        .server("drain = \"500ms\"")
+        .more(&format!(
+            "[pool.p]\nservers = [{:?}]\nmax_in_flight = 1\nqueue = {{ size = 9, timeout = \"1h\" }}",
+            stub.address
+        ))
+        .more("[model.m]\npool = \"p\"\n[model.kept]\npool = \"p\"\n[model.kept.cache]\nsampled = true")
+        .key("tester", SECRET, "[\"*\"]");
+    let mut forebay = Forebay::ready(&configuration);
+    let key = format!("authorization: Bearer {SECRET}");
+    let asks = |model| {
+        let mut client = forebay.client();
+        client.send("POST", "/v1/chat/completions", &[&key], &chat(model, "word", false)).expect("sent");
+        client
+    };
+    let at_the_engine = asks("m");
+    until("one is at the engine", || (forebay.server("p", 0)["in_flight"] == 1).then_some(()));
+    let waiting = asks("m");
+    let (first, second) = (asks("kept"), asks("kept"));
+    until("the others wait", || (forebay.metric("forebay_queued{pool=\"p\"}") == Some(2.0)).then_some(()));
+    forebay.signal("TERM");
+    for mut client in [at_the_engine, waiting, first, second] {
+        let answer = client.answer().expect("an answer");
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (503, &json!("draining")));
+        assert!(answer.closes() && answer.headers.contains_key("retry-after"), "{answer:?}");
+    }
+    assert_eq!(forebay.until_ended(), Some(0));
+}
+
+#[test]
+fn before_it_stops_to_accept_load_balancers_have_time_to_notice() {
+    let (_engine, mut forebay) = fast("min_drain = \"1s\"");
+    let mut kept = forebay.client();
+    kept.chat("m").expect("an answer");
+    let told = Instant::now();
+    forebay.signal("TERM");
+    let ready = until("it says that it drains", || {
+        let ready = forebay.admin("/readyz");
+        (ready.status == 503).then_some(ready)
+    });
+    assert_eq!(ready.json()["reasons"], json!(["draining"]));
+    assert_eq!(forebay.client().get("/health").status, 503);
+    let answer = forebay.client().chat("m").expect("a new connection is served");
+    assert_eq!((answer.status, answer.closes()), (200, false));
+    assert_eq!(kept.chat("m").expect("an answer").status, 200);
+    assert_eq!(forebay.until_ended(), Some(0));
+    let took = told.elapsed();
+    assert!(took > Duration::from_millis(990) && took < Duration::from_secs(4), "{took:?}");
+}
+
+#[test]
+fn a_second_signal_ends_the_time_to_notice_too() {
+    let (_engine, mut forebay) = fast("min_drain = \"1h\"");
+    forebay.signal("TERM");
+    until("it says that it drains", || (forebay.admin("/readyz").status == 503).then_some(()));
+    forebay.signal("TERM");
+    assert_eq!(forebay.until_ended(), Some(0));
 }
 
 #[test]
@@ -239,7 +320,7 @@ async fn h2(address: &str) -> (SendRequest<Bytes>, tokio::task::JoinHandle<Resul
 }
 
 /// Asks for a chat; the status and the whole body.
-async fn ask(sender: SendRequest<Bytes>, content: &str, stream: bool) -> Result<(u16, Vec<u8>), h2::Error> {
+pub(crate) async fn ask(sender: SendRequest<Bytes>, content: &str, stream: bool) -> Result<(u16, Vec<u8>), h2::Error> {
     let mut sender = sender.ready().await?;
     let request =
         Request::post("http://forebay/v1/chat/completions").header("authorization", format!("Bearer {SECRET}"));

@@ -1,5 +1,6 @@
 //! What passes in each direction: who asks, by which way, and nothing that is meant for one connection alone.
 
+use forebay::live::Stage;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -477,7 +478,7 @@ async fn a_daemon_that_stops_says_so_on_each_connection() {
     let forebay = in_front_of(&[&engine]).start().await;
     for request in [prompt(), get("/nowhere"), get("/v1/models").key(SECRET)] {
         let mut client = Client::connect(&forebay, Version::H1).await;
-        forebay.current.drain();
+        forebay.current.enter(Stage::Closing);
         let answer = client.ask(&request).await;
         assert!([200, 404].contains(&answer.status));
         assert_eq!(answer.header("connection"), Some("close"), "{request:?}");
