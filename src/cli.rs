@@ -119,6 +119,14 @@ fn print(text: &str) -> Result<(), Failure> {
 // === impl Failure ===
 
 impl Failure {
+    /// What there is to say.
+    fn said(&self) -> Option<&str> {
+        match self {
+            Self::Usage(said) | Self::Runtime(said) => Some(said),
+            Self::Silent => None,
+        }
+    }
+
     fn report(&self) -> ExitCode {
         match self {
             Self::Usage(said) => {

@@ -108,16 +108,6 @@ impl Origin {
         let command = Some(std::env::args_os().collect());
         Self { sockets: listen::inherited(), predecessor: Predecessor::find(), command }
     }
-
-    /// What tells the process that this one takes over from, if there is one, why it cannot.
-    pub fn failed(&self) -> impl FnOnce(&str) + use<> {
-        let predecessor = self.predecessor.as_ref().and_then(Predecessor::again);
-        move |why| {
-            if let Some(predecessor) = predecessor {
-                predecessor.failed(why);
-            }
-        }
-    }
 }
 
 // === impl Daemon ===

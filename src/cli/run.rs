@@ -9,6 +9,7 @@ use clap::Args;
 use super::{Failure, Source};
 use crate::config::plan::Plan;
 use crate::daemon::reload::Environment;
+use crate::daemon::upgrade::Predecessor;
 use crate::daemon::{Daemon, Origin, Signals};
 use crate::observe::logger::Logger;
 use crate::observe::sink::Sink;
@@ -33,12 +34,14 @@ const LAST: Duration = Duration::from_secs(1);
 impl Run {
     pub(super) fn run(self) -> Result<(), Failure> {
         let origin = Origin::of_this_process();
-        let failed = origin.failed();
+        let predecessor = origin.predecessor.as_ref().and_then(Predecessor::again);
+        let told = |why: &str| predecessor.is_some_and(|predecessor| predecessor.failed(why).is_ok());
         let served = serve(self.source.config.clone(), Arc::new(self.source.environment()), origin, None, |_| {});
-        if let Err(Failure::Usage(why) | Failure::Runtime(why)) = &served {
-            failed(why);
+        match served {
+            // Who started this process has a log for it.
+            Err(failure) if failure.said().is_some_and(told) => Err(Failure::Silent),
+            served => served,
         }
-        served
     }
 }
 

@@ -139,7 +139,7 @@ impl Connection {
             tokio::select! {
                 () = tokio::time::sleep((limit - age).min(look)) => {}
                 _ = stop.changed(), if !stopping => stopping = true, // it changes once, or its sender is gone
-                _ = cut.wait_for(|cut| *cut), if !self.cut.load(Relaxed) => self.cut(),
+                Ok(_) = cut.wait_for(|cut| *cut), if !self.cut.load(Relaxed) => self.cut(),
             }
         }
     }

@@ -275,8 +275,11 @@ impl Predecessor {
     }
 
     /// This process cannot take over.
-    pub fn failed(self, why: &str) {
-        let _ = self.say(&Reply::Failed { why: why.to_owned() }); // it sees our end, too
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn failed(self, why: &str) -> io::Result<()> {
+        self.say(&Reply::Failed { why: why.to_owned() })
     }
 
     fn say(mut self, reply: &Reply) -> io::Result<()> {

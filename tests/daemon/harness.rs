@@ -311,6 +311,12 @@ impl Forebay {
         self.successors.last().copied().unwrap_or(self.process.child.id())
     }
 
+    /// The memory that the process which serves holds, in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        let pages = fs::read_to_string(format!("/proc/{}/statm", self.pid())).expect("it runs");
+        pages.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).expect("pages") * 4096
+    }
+
     /// Has it hand over to a successor, and waits until that one serves.
     pub(crate) fn upgrade(&mut self) -> u32 {
         self.signal("USR2");

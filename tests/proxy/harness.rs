@@ -149,7 +149,7 @@ impl Builder {
     /// Starts it, and waits for the first round of probes.
     pub(crate) async fn start(self) -> Forebay {
         let plan = self.plan();
-        let bound = listen::bind(&plan.server.listen).unwrap().remove(0);
+        let bound = listen::bind(&plan.server.listen, vec![]).unwrap().remove(0);
         let address = listen::address(&bound).parse().unwrap();
         let live = Live::new(plan, None);
         let current = Arc::new(Current::new(live));
@@ -159,11 +159,18 @@ impl Builder {
         let observer = Arc::new(Observer { metrics: Metrics::new().unwrap(), access_log });
         let probes = Probes::start(&current.live(), &observer);
         let proxy = Proxy::new(current.clone(), observer.clone(), connection::header_complete);
-        let (stop, stopped) = watch::channel(false);
+        let ((stop, stopped), (_, cut)) = (watch::channel(false), watch::channel(false));
         let (open, opened) = mpsc::channel(1);
         let app = daemon::pingora(proxy, ServerConf::default());
-        let door =
-            Door { app, current: current.clone(), stop: stopped, open, clients: Clients::default(), limited: false };
+        let door = Door {
+            app,
+            current: current.clone(),
+            stop: stopped,
+            cut,
+            open,
+            clients: Clients::default(),
+            limited: false,
+        };
         let door = tokio::spawn(async move { door.run(bound).await.unwrap() });
         eventually("every server is probed", || current.live().is_probed().then_some(())).await;
         Forebay { address, current, observer, log, read: AtomicUsize::new(0), door, _held: (probes, stop, opened) }

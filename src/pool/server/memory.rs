@@ -74,6 +74,8 @@ mod tests {
         stall_per_100kb: Duration::ZERO,
     };
 
+    type Act = fn(&Server);
+
     fn server() -> Server {
         Server::new(Address::Unix("/a".into()), false)
     }
@@ -99,7 +101,7 @@ mod tests {
             let heard = Heard { told: Told::Failed, trial: None, room: true, why: "reset" };
             server.hear(heard, &EJECT, now);
         };
-        let cases: [(&str, fn(&Server)); 5] = [
+        let cases: [(&str, Act); 5] = [
             ("drained", |server| server.order(Order::Drain)),
             ("in maintenance", |server| server.order(Order::Maint)),
             ("reweighted", |server| server.order_weight(Some(7))),
