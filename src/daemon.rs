@@ -4,8 +4,10 @@
 //! loop → stop accepting → drain → exit. A process that takes over from another one accepts once its servers are known.
 
 pub mod connection;
+mod descriptors;
 pub mod door;
 pub mod listen;
+pub mod notify;
 pub mod probe;
 mod refusal;
 pub mod reload;
@@ -38,6 +40,7 @@ use crate::observe::Observer;
 use crate::proxy::Proxy;
 use door::Door;
 use listen::{Bound, SocketFile};
+use notify::Supervisor;
 use reload::Reloader;
 use upgrade::{Predecessor, Successor, UNKNOWN, Upgrader};
 
@@ -55,6 +58,7 @@ pub struct Daemon {
     reloader: Arc<Reloader>,
     upgrader: Arc<Upgrader>,
     predecessor: Option<Predecessor>,
+    supervisor: Arc<Supervisor>,
     traffic: Vec<Bound>,
     admin: Vec<Bound>,
     threads: usize,
@@ -124,22 +128,36 @@ impl Daemon {
         observer: Arc<Observer>,
         origin: Origin,
     ) -> Result<Self, String> {
-        let Origin { sockets, mut predecessor, command } = origin;
+        let Origin { sockets, predecessor, command } = origin;
         reload::set_logs(&observer, &plan.log)?;
-        let legacy = predecessor.as_mut().map(Predecessor::legacy).unwrap_or_default();
+        let legacy = predecessor.as_ref().map(Predecessor::legacy).unwrap_or_default();
         let listens: Vec<Listen> = plan.server.listen.iter().chain(&plan.admin.listen).cloned().collect();
         let mut bound = listen::bind(&listens, sockets)?;
+        descriptors::raise_limit(); // after that, so that a start that fails says nothing else
         bound.iter_mut().for_each(|bound| bound.own(&legacy.files));
         let (threads, upstream_idle) = (plan.server.threads, plan.server.upstream_idle);
         let traffic_listens = plan.server.listen.len();
         let live = Live::new(plan, None);
         legacy.pass_on(&live);
         let current = Arc::new(Current::new(live));
-        let reloader = Arc::new(Reloader::new(path, environment, current.clone(), observer.clone()));
-        let upgrader = Upgrader::new(current.clone(), command, &bound);
+        let supervisor = Arc::new(Supervisor::new(&*environment, current.clone()));
+        let upgrader = Upgrader::new(current.clone(), supervisor.clone(), command, &bound);
         let upgrader = Arc::new(upgrader.map_err(|e| format!("no descriptor is left: {e}"))?);
-        let admin = bound.split_off(traffic_listens);
-        Ok(Self { current, observer, reloader, upgrader, predecessor, traffic: bound, admin, threads, upstream_idle })
+        let reloader = Reloader::new(path, environment, current.clone(), observer.clone(), supervisor.clone());
+        let (reloader, admin) = (Arc::new(reloader), bound.split_off(traffic_listens));
+        let traffic = bound;
+        Ok(Self {
+            current,
+            observer,
+            reloader,
+            upgrader,
+            predecessor,
+            supervisor,
+            traffic,
+            admin,
+            threads,
+            upstream_idle,
+        })
     }
 
     /// What is in force.
@@ -163,7 +181,8 @@ impl Daemon {
     pub fn run(self, early: Option<Signals>) -> Result<(), String> {
         let runtime = runtime(self.threads).map_err(|e| format!("cannot start: {e}"))?;
         let files: Vec<_> = self.traffic.iter().chain(&self.admin).filter_map(|bound| bound.file.clone()).collect();
-        let served = runtime.block_on(self.serve(early)).map_err(|e| format!("cannot start: {e}"));
+        let supervisor = self.supervisor.clone();
+        let served = runtime.block_on(supervisor.attend(self.serve(early))).map_err(|e| format!("cannot start: {e}"));
         runtime.shutdown_timeout(CUT);
         if !matches!(served, Ok(Some(_))) {
             files.iter().for_each(SocketFile::remove);
@@ -175,17 +194,21 @@ impl Daemon {
     async fn serve(mut self, early: Option<Signals>) -> io::Result<Option<Successor>> {
         let mut signals = early.map_or_else(Signals::install, Ok)?;
         let (current, reloader, upgrader) = (self.current.clone(), self.reloader.clone(), self.upgrader.clone());
-        let predecessor = self.predecessor.take();
+        let (supervisor, predecessor) = (self.supervisor.clone(), self.predecessor.take());
         reloader.start_probes(predecessor.as_ref().map(|_| UNKNOWN)).await;
         let (mut doors, mut admin) = self.open();
         let untold =
             |e| io::Error::other(format!("the process that this one takes over from does not wait for it: {e}"));
         predecessor.map_or(Ok(()), Predecessor::serves).map_err(untold)?;
         log::info!("forebay {} serves", crate::VERSION);
+        supervisor.ready();
         let successor = signals.obey(&reloader, &upgrader).await;
         upgrader.give_up();
         if successor.is_some() {
             admin.stop.send_replace(true); // else they stay open to the end
+        } else {
+            let server = &current.live().plan.server;
+            supervisor.stopping(server.min_drain.saturating_add(server.drain));
         }
         end(&current, &mut doors, &mut signals, successor.is_some()).await;
         if successor.is_some() {

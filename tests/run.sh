@@ -40,6 +40,8 @@ install_missing() {
     command -v cc >/dev/null || packages+=(build-essential)
     command -v cmake >/dev/null || packages+=(cmake)
     command -v curl >/dev/null || packages+=(curl)
+    # For the tools that judge the units. Where it is missing it is not the init system, and starts no service.
+    command -v systemd-analyze >/dev/null || packages+=(systemd)
     # Debian's python3 comes without ensurepip, and says so only when a venv is made.
     python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
     ((${#packages[@]} == 0)) && return
@@ -86,6 +88,6 @@ step "clients: Python environment" make_venv
 step "clients: Node packages" install_node_modules
 FOREBAY=$(realpath "${CARGO_TARGET_DIR:-target}/debug/forebay")
 export FOREBAY PYTHONDONTWRITEBYTECODE=1
-step "clients: openai for Python and Node, anthropic, LangChain, http.client, curl" timeout 600 "$venv/bin/python" -m pytest -q --tb=short -p no:cacheprovider tests/clients
+step "clients: openai for Python and Node, anthropic, LangChain, http.client, curl, systemd" timeout 600 "$venv/bin/python" -m pytest -q --tb=short -p no:cacheprovider tests/clients
 count
 echo "$passed passed, 0 failed"

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
+use super::notify::Supervisor;
 use super::probe::Probes;
 use crate::config::plan::{Log, Plan};
 use crate::live::{Current, Live};
@@ -21,6 +22,7 @@ pub struct Reloader {
     environment: Environment,
     current: Arc<Current>,
     observer: Arc<Observer>,
+    supervisor: Arc<Supervisor>,
     /// What the process was started with.
     started: Arc<Live>,
     last: Mutex<LastReload>,
@@ -45,7 +47,13 @@ pub struct LastReload {
 impl Reloader {
     /// For the configuration at `path`, which is in force as `current`.
     #[must_use]
-    pub fn new(path: PathBuf, environment: Environment, current: Arc<Current>, observer: Arc<Observer>) -> Self {
+    pub fn new(
+        path: PathBuf,
+        environment: Environment,
+        current: Arc<Current>,
+        observer: Arc<Observer>,
+        supervisor: Arc<Supervisor>,
+    ) -> Self {
         let at = SystemTime::now();
         observer.metrics.reloaded(true, seconds(at));
         Self {
@@ -54,6 +62,7 @@ impl Reloader {
             started: current.live(),
             current,
             observer,
+            supervisor,
             last: Mutex::new(LastReload { at, faults: vec![], restart_needed: vec![] }),
             probes: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
@@ -78,6 +87,7 @@ impl Reloader {
     /// Every fault there is; then nothing has changed.
     pub async fn reload(&self) -> Result<LastReload, Vec<String>> {
         let _turn = self.turn.lock().await;
+        let _told = self.supervisor.reloading();
         let (path, environment) = (self.path.clone(), self.environment.clone());
         let plan = tokio::task::spawn_blocking(move || Plan::load(&path, &*environment)).await;
         let plan = match plan {

@@ -2,11 +2,12 @@
 //!
 //! The successor is started with the listening sockets, and with a line to us as its standard input. Over that line it hears what
 //! is known of the servers, and says that it serves, or why it cannot. Until then both have the sockets and only we accept; it
-//! accepts before it says so, and only then do we stop. A successor that is not ready in time is killed.
+//! accepts before it says so, and only then do we stop. A successor that is not ready in time is killed. When we let go of the
+//! line, it is the main process.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream as Line;
@@ -24,6 +25,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 
 use super::listen::Bound;
+use super::notify::Supervisor;
 use crate::live::{Current, Live};
 use crate::pool::server::Memory;
 
@@ -41,6 +43,7 @@ const SAYING: Duration = Duration::from_secs(10);
 /// Starts a successor, once, for a daemon that serves.
 pub struct Upgrader {
     current: Arc<Current>,
+    supervisor: Arc<Supervisor>,
     /// What to run, and with what; none: this process has no command line that would do.
     command: Option<Vec<OsString>>,
     /// The listening sockets and the files that are ours to remove. None once they are given up.
@@ -99,11 +102,16 @@ impl Upgrader {
     ///
     /// # Errors
     /// When the system has no descriptor left.
-    pub fn new(current: Arc<Current>, command: Option<Vec<OsString>>, all: &[Bound]) -> io::Result<Self> {
+    pub fn new(
+        current: Arc<Current>,
+        supervisor: Arc<Supervisor>,
+        command: Option<Vec<OsString>>,
+        all: &[Bound],
+    ) -> io::Result<Self> {
         let sockets = all.iter().map(|bound| bound.socket.try_clone()).collect::<io::Result<_>>()?;
         let files = all.iter().filter_map(|bound| bound.file.as_ref()).map(|file| file.path().to_owned()).collect();
         let (sockets, turn) = (Mutex::new(Some((sockets, files))), tokio::sync::Mutex::default());
-        Ok(Self { current, command, sockets, turn, successor: watch::channel(None).0 })
+        Ok(Self { current, supervisor, command, sockets, turn, successor: watch::channel(None).0 })
     }
 
     /// Starts a successor, and returns once it serves: then this process must not accept any more.
@@ -161,10 +169,13 @@ impl Upgrader {
         let child = spawned.map_err(|e| e.to_string())?.map_err(|e| format!("cannot run {program}: {e}"))?;
         let pid = child.id();
         let mut child = Unready(Some(child));
-        let reply = tokio::time::timeout(LONGEST, converse(ours, &legacy)).await;
+        let mut line =
+            ours.set_nonblocking(true).and_then(|()| UnixStream::from_std(ours)).map_err(|e| e.to_string())?;
+        let reply = tokio::time::timeout(LONGEST, converse(&mut line, &legacy)).await;
         match reply {
             Ok(Ok(Some(Reply::Serves { version }))) => {
                 child.0 = None; // it lives on; this process ends before it, so nobody has to reap it
+                self.supervisor.hand_over(pid);
                 Ok(Successor { pid, version })
             }
             Ok(Ok(Some(Reply::Failed { why }))) => Err(why),
@@ -200,14 +211,9 @@ impl Upgrader {
 }
 
 /// Tells a successor what it is to know, and hears what it says, if it says anything before its end.
-async fn converse(line: Line, legacy: &Legacy) -> io::Result<Option<Reply>> {
-    line.set_nonblocking(true)?;
-    let mut line = UnixStream::from_std(line)?;
-    let told = async {
-        line.write_all(&serde_json::to_vec(legacy)?).await?;
-        line.shutdown().await
-    };
-    let told = told.await;
+async fn converse(line: &mut UnixStream, legacy: &Legacy) -> io::Result<Option<Reply>> {
+    let told = [serde_json::to_vec(legacy)?, b"\n".to_vec()].concat();
+    let told = line.write_all(&told).await;
     let mut said = Vec::new();
     let heard = line.read_to_end(&mut said).await;
     if said.is_empty() {
@@ -256,9 +262,9 @@ impl Predecessor {
 
     /// What it leaves us. Nothing, if it says what this version does not understand: servers are then tried afresh.
     #[must_use]
-    pub fn legacy(&mut self) -> Legacy {
+    pub fn legacy(&self) -> Legacy {
         let mut text = Vec::new();
-        let read = self.line.read_to_end(&mut text).map_err(|e| e.to_string());
+        let read = BufReader::new(&self.line).read_until(b'\n', &mut text).map_err(|e| e.to_string()); // no more is said
         let legacy = read.and_then(|_| serde_json::from_slice(&text).map_err(|e| e.to_string()));
         legacy.unwrap_or_else(|e| {
             log::warn!("what the former process knows of its servers is not understood, they are tried afresh: {e}");
@@ -266,24 +272,26 @@ impl Predecessor {
         })
     }
 
-    /// This process accepts: it may stop.
+    /// This process accepts: it may stop. When this returns, this process is the main one for whoever supervises it.
     ///
     /// # Errors
     /// When it does not wait for this any more. Then it serves on, and this process must end.
     pub fn serves(self) -> io::Result<()> {
-        self.say(&Reply::Serves { version: crate::VERSION.to_owned() })
+        self.say(&Reply::Serves { version: crate::VERSION.to_owned() })?;
+        let _ = (&self.line).read(&mut [0]); // its end, or it takes its time
+        Ok(())
     }
 
     /// This process cannot take over.
     ///
     /// # Errors
     /// When it has ended.
-    pub fn failed(self, why: &str) -> io::Result<()> {
+    pub fn failed(&self, why: &str) -> io::Result<()> {
         self.say(&Reply::Failed { why: why.to_owned() })
     }
 
-    fn say(mut self, reply: &Reply) -> io::Result<()> {
-        self.line.write_all(&serde_json::to_vec(reply)?)?;
+    fn say(&self, reply: &Reply) -> io::Result<()> {
+        (&self.line).write_all(&serde_json::to_vec(reply)?)?;
         self.line.shutdown(Shutdown::Write) // standard input is another end of it
     }
 }

@@ -12,6 +12,7 @@ mod harness;
 mod http;
 mod leaving;
 mod logs;
+mod notify;
 mod probes;
 mod reload;
 mod signals;

@@ -1,8 +1,11 @@
 //! How the daemon comes up, and what it leaves behind.
 
+use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::configuration::Configuration;
@@ -129,4 +132,21 @@ fn a_daemon_listens_on_every_address_it_was_given() {
     {
         assert_eq!(Client::connect(address).get(path).status, status, "{address}");
     }
+}
+
+#[test]
+fn the_limit_of_open_files_is_raised_as_far_as_it_goes_and_that_is_said() {
+    let folder = Folder::with(&[("forebay.toml", &Configuration::of(&["127.0.0.1:1"]).to_string())]);
+    let script = "ulimit -S -n 100 && ulimit -H -n 900 && exec \"$0\" run -c \"$1\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_forebay"), &folder.path("forebay.toml")]).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("`sh` runs");
+    let mut log = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
+    let said = log.find(|line| line.contains("\"900 files and connections may be open at once\""));
+    let limits = fs::read_to_string(format!("/proc/{}/limits", child.id())).expect("a child");
+    child.kill().expect("a child");
+    child.wait().expect("a child");
+    assert!(said.is_some());
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("that limit");
+    assert_eq!(line.split_whitespace().collect::<Vec<_>>()[3..5], ["900", "900"], "{line}");
 }
