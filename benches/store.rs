@@ -8,6 +8,7 @@ use std::hint::black_box;
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use forebay::cache::canonical::PromptKey as Key;
 use forebay::cache::store::{Label, Store};
 
@@ -87,8 +88,8 @@ fn churn(memory: usize, threads: u64, first: u64) {
     assert_eq!((store.figures().entries, store.figures().bytes), (0, 0));
 }
 
-/// Fills in distinct answers, as many as `keys` says, in writes of 256 bytes, as a stream comes; every eighth one
-/// breaks off. The most that was charged, and by how much the process grew.
+/// Fills in distinct answers, as many as `keys` says, in pieces of 256 bytes, as a stream comes; every eighth one
+/// is not kept. The most that was charged, and by how much the process grew.
 fn fill(
     store: &Arc<Store>,
     before: usize,
@@ -96,7 +97,7 @@ fn fill(
     size: impl Fn(u64) -> usize,
     again: bool,
 ) -> (usize, usize) {
-    let event = [b'x'; 256];
+    const EVENT: &[u8] = &[b'x'; 256];
     let header = [b'h'; 150];
     let now = Instant::now();
     let (mut charged, mut grown) = (0, 0);
@@ -104,12 +105,12 @@ fn fill(
         let key = key(keys.0 + index);
         assert!(store.find(&key, now).is_none(), "every prompt is new");
         let body = size(index);
-        let pieces = (0..body).step_by(event.len()).map(|start| &event[..event.len().min(body - start)]);
-        let fill = store.begin(Label { key, model: "llama", ttl: HOUR }, &header, None, now);
-        let fill = pieces.fold(fill, |fill, piece| fill.and_then(|fill| fill.write(piece)));
+        let piece = |start| Bytes::from_static(&EVENT[..EVENT.len().min(body - start)]);
+        let pieces: Vec<Bytes> = (0..body).step_by(EVENT.len()).map(piece).collect();
+        let fill = store.fill(Label { key, model: "llama", ttl: HOUR }, &header, &pieces, now);
         charged = charged.max(store.figures().bytes);
         match fill {
-            Ok(fill) if index % 8 > 0 => fill.finish().expect("no purge and no large body"),
+            Ok(fill) if index % 8 > 0 => fill.finish(),
             _ => continue,
         }
         if again && index % 2 == 0 {
@@ -130,8 +131,7 @@ fn look_up() {
     const COUNT: u64 = 20_000;
     for index in 0..COUNT {
         let label = Label { key: key(index), model: "llama", ttl: HOUR };
-        let fill = store.begin(label, HEADER, Some(874), now).and_then(|fill| fill.write(&[b'x'; 874]));
-        assert!(fill.and_then(|fill| fill.finish()).is_ok());
+        store.fill(label, HEADER, &[vec![b'x'; 874].into()], now).expect("room").finish();
     }
     assert_eq!(store.figures().entries as u64, COUNT);
     let hits = rate(|turn| store.find(&key(mix(turn) % COUNT), now).is_some());

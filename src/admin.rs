@@ -115,7 +115,7 @@ impl Admin {
         let live = self.current.live();
         let clients = &self.current.clients;
         let (servers, queues) = (status::gauged(&live), status::queued(&live));
-        let (connected, cache) = ((clients.connected(), clients.refused()), self.current.kept());
+        let (connected, cache) = ((clients.connected(), clients.refused()), self.current.cached());
         match self.observer.metrics.text(connected, servers, queues, cache) {
             Ok(text) => {
                 let kind = "text/plain; version=0.0.4; charset=utf-8";
@@ -163,7 +163,7 @@ impl Admin {
     async fn purge(&self, request: &RequestHeader, session: &mut ServerSession) -> Result<Answer, Answer> {
         let body = self.change(request, session).await?;
         let model = purge::read(&body).map_err(|why| Answer::fault(StatusCode::BAD_REQUEST, &why))?;
-        let purged = self.current.store().map_or(0, |store| store.purge(model.as_deref()));
+        let purged = self.current.purge(model.as_deref());
         let known = |model: &String| purge::known(&self.current.live().plan, model);
         if let Some(unknown) = model.as_ref().filter(|_| purged == 0).map(known).and_then(Result::err) {
             return Err(Answer::fault(StatusCode::NOT_FOUND, &unknown)); // one that has gone may have left answers

@@ -349,11 +349,11 @@ pub struct Model {
     pub cache: Option<ModelCache>,
 }
 
-/// `[cache]`: the memory for answers that are kept.
+/// `[cache]`: the memory for answers that are kept or being computed.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default, remote = "Self")]
 pub struct Cache {
-    /// All that keeping them takes: bodies, headers, keys, and answers on their way in.
+    /// All that they take: bodies, headers and keys. A quarter is for those that are being computed.
     pub memory: Spanned<Size>,
     /// The largest body that is kept.
     pub max_body: Spanned<Size>,

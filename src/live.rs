@@ -9,8 +9,9 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 
+use crate::cache::flight::UnderWay;
 use crate::cache::store::{Figures, Store};
-use crate::config::plan::{Cache, Plan};
+use crate::config::plan::Plan;
 use crate::observe::Meters;
 use crate::pool::{Pool, PoolId};
 use clients::Clients;
@@ -34,6 +35,8 @@ pub struct Current {
     pub clients: Clients,
     /// The answers that are kept. It is there as soon as a plan has a model whose answers are: even empty it takes some memory.
     store: OnceLock<Arc<Store>>,
+    /// The answers that are being computed for all who ask, once there is a proxy.
+    flights: OnceLock<Arc<dyn UnderWay>>,
     stage: AtomicU8,
 }
 
@@ -71,6 +74,7 @@ impl Current {
             live: ArcSwap::from_pointee(live),
             clients: Clients::default(),
             store: OnceLock::new(),
+            flights: OnceLock::new(),
             stage: AtomicU8::new(Stage::Serving as u8),
         };
         current.make_room(&current.live().plan);
@@ -91,11 +95,11 @@ impl Current {
 
     /// Has the cache take what a plan gives it, if any of its models has one.
     fn make_room(&self, plan: &Plan) {
-        let Cache { memory, max_body } = plan.cache;
+        let (kept, max_body) = (plan.cache.kept(), plan.cache.max_body);
         match self.store.get() {
-            Some(store) if self.live.load().plan.cache != plan.cache => store.resize(memory, max_body),
+            Some(store) if self.live.load().plan.cache != plan.cache => store.resize(kept, max_body),
             None if plan.models.iter().any(|model| model.cache.is_some()) => {
-                self.store.get_or_init(|| Arc::new(Store::new(memory, max_body)));
+                self.store.get_or_init(|| Arc::new(Store::new(kept, max_body)));
             }
             _ => {}
         }
@@ -107,10 +111,26 @@ impl Current {
         self.store.get()
     }
 
-    /// How the cache stands.
+    /// Names the flights, which take of the cache's memory and hear of its purges. The first ones count.
+    pub fn watch(&self, flights: Arc<dyn UnderWay>) {
+        self.flights.get_or_init(|| flights);
+    }
+
+    /// How the cache stands; what is being computed counts among its bytes.
     #[must_use]
-    pub fn kept(&self) -> Figures {
-        self.store().map_or(Figures::default(), |store| store.figures())
+    pub fn cached(&self) -> Figures {
+        let figures = self.store().map_or(Figures::default(), |store| store.figures());
+        let under_way = self.flights.get().map_or(0, |flights| flights.held());
+        Figures { bytes: figures.bytes + under_way, ..figures }
+    }
+
+    /// Throws out all kept answers of this model, or all there are; says how many. None whose computation has begun is kept
+    /// after this, or given to who asks later.
+    pub fn purge(&self, model: Option<&str>) -> usize {
+        if let Some(flights) = self.flights.get() {
+            flights.purge(model); // first: what has landed by then is in the store
+        }
+        self.store().map_or(0, |store| store.purge(model))
     }
 
     /// The daemon has come this far.

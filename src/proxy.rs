@@ -74,7 +74,9 @@ impl Proxy {
     /// A proxy for what is in force, which tells `observer` of each request.
     #[must_use]
     pub fn new(current: Arc<Current>, observer: Arc<Observer>, header_complete: fn()) -> Self {
-        Self { current, observer, header_complete, flights: Arc::default(), itself: Arc::default() }
+        let flights: Arc<Flights<ResponseHeader, Story>> = Arc::default();
+        current.watch(flights.clone());
+        Self { current, observer, header_complete, flights, itself: Arc::default() }
     }
 
     /// Where Pingora's proxy around this one is to be named.

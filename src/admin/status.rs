@@ -71,7 +71,7 @@ fn of_config(plan: &Plan, last: &LastReload) -> Value {
 }
 
 fn of_cache(current: &Current, plan: &Plan) -> Value {
-    let Figures { bytes, entries, evictions } = current.kept();
+    let Figures { bytes, entries, evictions } = current.cached();
     json!({"entries": entries, "bytes": bytes, "memory": plan.cache.memory, "evictions": evictions})
 }
 

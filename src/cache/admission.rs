@@ -107,9 +107,9 @@ pub fn decide(asked: &Asked<'_>) -> Decision {
     }
 }
 
-/// Whether an answer may be kept, if it is complete in the end. To be asked with its header, and again while it comes.
+/// Whether a complete answer may be kept.
 ///
-/// `size` is that of its body in bytes as far as known, `max_body` the most that is kept.
+/// `size` is that of its body in bytes, `max_body` the most that is kept.
 ///
 /// # Errors
 /// [`Unkept`] says why not.

@@ -2,8 +2,11 @@
 //!
 //! The exchange with the engine writes into a [`Recorder`]; every asker, the first too, has a [`Watcher`], which sees the answer
 //! from its start and then live. Nothing here knows of connections, nothing is spawned, and no byte is copied. What may surprise:
-//! - A flight is joined as long as it is in the table. It leaves the table when its recorder is dropped, when all have left,
-//!   when its answer grows past `most`, or when a request that wants a new answer takes its place. Those who are aboard stay so.
+//! - A flight is joined, and lands, as long as it is in the table. It leaves the table when its recorder is dropped, when all
+//!   have left, when its answer grows past its [`Bounds`], when a request that wants a new answer takes its place, or when its
+//!   model is purged. Those who are aboard stay so.
+//! - Past its bounds a tape lets go of what all its watchers have seen, and where there is room for no more it holds one piece,
+//!   as any answer does that only passes through. So all tapes hold what they may together, and one piece for each flight.
 //! - Where both locks are held, the table's was taken first, and then a tape's.
 
 mod tape;
@@ -25,9 +28,30 @@ use super::canonical::PromptKey;
 
 /// The answers under way, by key. Each has a header `H`, and at its end a summary `S` of how it came about.
 pub struct Flights<H, S> {
-    table: Mutex<HashMap<PromptKey, Arc<Flight<H, S>>>>,
+    table: Mutex<Table<H, S>>,
     /// What the tapes of all flights weigh, those no longer in the table too.
     held: AtomicUsize,
+}
+
+type Table<H, S> = HashMap<PromptKey, Arc<Flight<H, S>>>;
+
+/// All flights, whatever they carry: what they take, and what an operator may do about them.
+pub trait UnderWay: fmt::Debug + Send + Sync {
+    /// The bytes of bodies that the tapes hold, small pieces counted as 64. A tape is held until its recorder and all its
+    /// watchers are dropped.
+    fn held(&self) -> usize;
+
+    /// Lets nobody join the flights of this model, or any, and none of them land. Those who are aboard stay so.
+    fn purge(&self, model: Option<&str>);
+}
+
+/// What a tape may hold, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Of the one answer, so that it can be joined and kept.
+    pub body: usize,
+    /// With all other tapes.
+    pub all: usize,
 }
 
 /// What became of an asker.
@@ -62,7 +86,7 @@ pub enum Event<H> {
 pub enum Lost {
     /// The exchange broke off. What came before has been seen.
     Broken,
-    /// The answer is past `most`, and this watcher held up another.
+    /// The answer is past its bounds, and this watcher held up another.
     CutOff,
 }
 
@@ -70,9 +94,11 @@ pub enum Lost {
 /// broken off for all who see it.
 pub struct Recorder<H, S> {
     flight: Arc<Flight<H, S>>,
-    most: usize,
+    bounds: Bounds,
     /// What all its pieces weigh so far.
     recorded: usize,
+    /// Whether it is past its bounds.
+    slides: bool,
     /// Whether no more is taken: all is recorded, or a piece is missing.
     over: bool,
 }
@@ -80,6 +106,7 @@ pub struct Recorder<H, S> {
 struct Flight<H, S> {
     flights: Arc<Flights<H, S>>,
     key: PromptKey,
+    model: Arc<str>,
     tape: Mutex<Tape<H, S>>,
     /// Wakes the watchers: there is more to see.
     news: Notify,
@@ -97,32 +124,35 @@ impl<H, S> Default for Flights<H, S> {
     }
 }
 
-impl<H, S> Flights<H, S> {
-    /// How many flights can be joined.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.table.lock().len()
+impl<H, S> fmt::Debug for Flights<H, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flights").field("held", &self.held).finish_non_exhaustive()
     }
+}
 
-    /// Whether none can be joined.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The bytes of bodies that the tapes hold, small pieces counted as 64. A tape is held until its recorder and all its
-    /// watchers are dropped.
-    #[must_use]
-    pub fn held(&self) -> usize {
+impl<H: Send + Sync, S: Send + Sync> UnderWay for Flights<H, S> {
+    fn held(&self) -> usize {
         self.held.load(Relaxed)
     }
 
-    /// Looks for a kept answer; without one, joins the flight for this key; without one, begins it, to be joined until its
-    /// body is past `most` bytes.
+    fn purge(&self, model: Option<&str>) {
+        self.table.lock().retain(|_, flight| model.is_some_and(|model| *model != *flight.model));
+    }
+}
+
+impl<H, S> Flights<H, S> {
+    /// Looks for a kept answer; without one, joins the flight for this key; without one, begins it for this model, to be joined
+    /// as long as its body is within the bounds.
     ///
     /// All this is one step: an answer that was kept by [`Recorder::land`], or in any way before its recorder was dropped, is
     /// found by `look` or joined. So `look` runs under the lock of the table, and must not ask for a flight itself.
-    pub fn join<A>(self: &Arc<Self>, key: PromptKey, most: usize, look: impl FnOnce() -> Option<A>) -> Joined<A, H, S> {
+    pub fn join<A>(
+        self: &Arc<Self>,
+        key: PromptKey,
+        model: &Arc<str>,
+        bounds: Bounds,
+        look: impl FnOnce() -> Option<A>,
+    ) -> Joined<A, H, S> {
         let mut table = self.table.lock();
         if let Some(kept) = look() {
             return Joined::Kept(kept);
@@ -130,37 +160,49 @@ impl<H, S> Flights<H, S> {
         match table.entry(key) {
             Entry::Occupied(flight) => Joined::Watches(Watcher::new(flight.get())),
             Entry::Vacant(place) => {
-                let flight = place.insert(Flight::new(self, key));
-                Joined::Starts(Watcher::new(flight), Recorder::new(flight, most))
+                let flight = place.insert(Flight::new(self, key, model));
+                Joined::Starts(Watcher::new(flight), Recorder::new(flight, bounds))
             }
         }
     }
 
     /// Begins a flight whether or not there is one, for a request that wants a new answer. Who asks later joins this one; the
     /// one before goes on for those aboard, and does not land.
-    pub fn begin(self: &Arc<Self>, key: PromptKey, most: usize) -> (Watcher<H, S>, Recorder<H, S>) {
-        let flight = Flight::new(self, key);
-        let begun = (Watcher::new(&flight), Recorder::new(&flight, most));
+    pub fn begin(
+        self: &Arc<Self>,
+        key: PromptKey,
+        model: &Arc<str>,
+        bounds: Bounds,
+    ) -> (Watcher<H, S>, Recorder<H, S>) {
+        let flight = Flight::new(self, key, model);
+        let begun = (Watcher::new(&flight), Recorder::new(&flight, bounds));
         self.table.lock().insert(key, flight);
         begun
+    }
+
+    /// Counts so much more as held, if all tapes hold no more than this with it.
+    fn charge(&self, weight: usize, most: usize) -> bool {
+        let more = |held: usize| held.checked_add(weight).filter(|held| *held <= most);
+        self.held.fetch_update(Relaxed, Relaxed, more).is_ok()
     }
 }
 
 // === impl Flight ===
 
 impl<H, S> Flight<H, S> {
-    fn new(flights: &Arc<Flights<H, S>>, key: PromptKey) -> Arc<Self> {
+    fn new(flights: &Arc<Flights<H, S>>, key: PromptKey, model: &Arc<str>) -> Arc<Self> {
+        let (flights, model, tape) = (flights.clone(), model.clone(), Mutex::new(Tape::new()));
         let (news, moved, left) = Default::default();
-        Arc::new(Self { flights: flights.clone(), key, tape: Mutex::new(Tape::new()), news, moved, left })
+        Arc::new(Self { flights, key, model, tape, news, moved, left })
     }
 
     /// Whether it is the one in the table.
-    fn stands(self: &Arc<Self>, table: &HashMap<PromptKey, Arc<Self>>) -> bool {
+    fn stands(self: &Arc<Self>, table: &Table<H, S>) -> bool {
         table.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, self))
     }
 
     /// Takes it out of the table.
-    fn close(self: &Arc<Self>, table: &mut HashMap<PromptKey, Arc<Self>>) {
+    fn close(self: &Arc<Self>, table: &mut Table<H, S>) {
         if self.stands(table) {
             table.remove(&self.key);
         }
@@ -175,6 +217,25 @@ impl<H, S> Flight<H, S> {
             self.close(&mut table);
         }
         abandoned
+    }
+
+    /// Moves the window on and counts a piece of this weight as held, where there is room for it: within the bounds, or with
+    /// nothing else in the window.
+    fn slide(&self, weight: usize, bounds: Bounds) -> Room {
+        let (held, mut tape) = (&self.flights.held, self.tape.lock());
+        let before = tape.weight();
+        tape.forget();
+        held.fetch_sub(before - tape.weight(), Relaxed); // before it asks for more
+        let charged = self.flights.charge(weight, bounds.all);
+        let before = tape.weight();
+        let room = tape.slide(if charged { bounds.body } else { 0 }, Instant::now().into_std());
+        held.fetch_sub(before - tape.weight(), Relaxed);
+        match (&room, charged) {
+            (Room::Free, false) => drop(held.fetch_add(weight, Relaxed)),
+            (Room::Full(_), true) => drop(held.fetch_sub(weight, Relaxed)),
+            _ => {}
+        }
+        room
     }
 
     /// Records something to all who watch.
@@ -193,8 +254,8 @@ impl<H, S> Drop for Flight<H, S> {
 // === impl Recorder ===
 
 impl<H, S> Recorder<H, S> {
-    fn new(flight: &Arc<Flight<H, S>>, most: usize) -> Self {
-        Self { flight: flight.clone(), most, recorded: 0, over: false }
+    fn new(flight: &Arc<Flight<H, S>>, bounds: Bounds) -> Self {
+        Self { flight: flight.clone(), bounds, recorded: 0, slides: false, over: false }
     }
 
     /// Records the header of the answer. A second one is not seen.
@@ -202,7 +263,7 @@ impl<H, S> Recorder<H, S> {
         self.flight.record(|tape| tape.greet(header));
     }
 
-    /// Records the next piece of the body. At once, as long as the body is within `most` bytes, where a piece counts for 64 at
+    /// Records the next piece of the body. At once, as long as the body is within the bounds, where a piece counts for 64 at
     /// least; past that the recorder waits for the slowest watcher, and cuts off those who stand still for a second while
     /// another waits. From then on nobody joins.
     ///
@@ -213,26 +274,21 @@ impl<H, S> Recorder<H, S> {
         }
         let weight = weigh(&piece);
         self.recorded += weight;
-        if self.recorded > self.most {
-            self.over = true;
-            self.make_room().await;
+        let fits = !self.slides && self.recorded <= self.bounds.body;
+        if !(fits && self.flight.flights.charge(weight, self.bounds.all)) {
+            (self.slides, self.over) = (true, true);
+            self.make_room(weight).await;
             self.over = false;
         }
-        self.flight.flights.held.fetch_add(weight, Relaxed);
         self.flight.record(|tape| tape.push(piece));
     }
 
-    async fn make_room(&self) {
+    /// Waits for room for a piece, and counts it as held.
+    async fn make_room(&self, weight: usize) {
         let flight = &self.flight;
         flight.close(&mut flight.flights.table.lock()); // before the first piece goes: who joins sees it from the start
         loop {
-            let room = {
-                let mut tape = flight.tape.lock();
-                let before = tape.weight();
-                let room = tape.slide(self.most, Instant::now().into_std());
-                flight.flights.held.fetch_sub(before - tape.weight(), Relaxed);
-                room
-            };
+            let room = flight.slide(weight, self.bounds);
             let moved = flight.moved.notified();
             match room {
                 Room::Free => return,
@@ -247,8 +303,14 @@ impl<H, S> Recorder<H, S> {
         self.flight.tape.lock().summary = Some(summary);
     }
 
+    /// The whole body so far, unless it is past the bounds.
+    #[must_use]
+    pub fn whole(&self) -> Option<Vec<Bytes>> {
+        (!self.slides).then(|| self.flight.tape.lock().pieces())
+    }
+
     /// Keeps the answer by `keep`, unless a later asker would not join this flight: one that wanted a new answer has taken its
-    /// place, the body is past `most`, or all have left. Whether it did.
+    /// place, its model was purged, the body is past its bounds, or all have left. Whether it did.
     ///
     /// Called before [`Recorder::finish`], who has seen the end and asks again finds the answer kept. `keep` runs under the
     /// lock of the table, and must not ask for a flight.
@@ -377,6 +439,27 @@ mod tests {
     type Watcher = super::Watcher<u16, &'static str>;
     type Recorder = super::Recorder<u16, &'static str>;
 
+    impl Fleet {
+        /// How many flights can be joined.
+        fn len(&self) -> usize {
+            self.table.lock().len()
+        }
+
+        /// Asks for what is always the same.
+        fn ask<A>(self: &Arc<Self>, bounds: Bounds, look: impl FnOnce() -> Option<A>) -> Joined<A, u16, &'static str> {
+            self.join(key("/"), &"m".into(), bounds, look)
+        }
+
+        fn anew(self: &Arc<Self>) -> (Watcher, Recorder) {
+            self.begin(key("/"), &"m".into(), most(KIB))
+        }
+    }
+
+    /// Bounds of one body alone.
+    fn most(body: usize) -> Bounds {
+        Bounds { body, all: usize::MAX }
+    }
+
     fn key(target: &str) -> PromptKey {
         let headers = HeaderMap::new();
         let (scope, upstream) = (Scope::Shared, None);
@@ -384,15 +467,15 @@ mod tests {
         PromptKey::new(&circumstances, &Canonical { digest: [0; 32], deterministic: true })
     }
 
-    fn starts(flights: &Arc<Fleet>, most: usize) -> (Watcher, Recorder) {
-        match flights.join(key("/"), most, || None::<()>) {
+    fn starts(flights: &Arc<Fleet>, body: usize) -> (Watcher, Recorder) {
+        match flights.ask(most(body), || None::<()>) {
             Joined::Starts(watcher, recorder) => (watcher, recorder),
             Joined::Kept(()) | Joined::Watches(_) => panic!("there is a flight"),
         }
     }
 
     fn watches(flights: &Arc<Fleet>) -> Watcher {
-        match flights.join(key("/"), 0, || None::<()>) {
+        match flights.ask(most(0), || None::<()>) {
             Joined::Watches(watcher) => watcher,
             Joined::Kept(()) | Joined::Starts(..) => panic!("there is no flight"),
         }
@@ -438,7 +521,7 @@ mod tests {
         recorder.finish();
         watchers.push(watches(&flights)); // the answer is still there to be seen, and not in the store
         drop(recorder);
-        assert!(flights.is_empty());
+        assert!(flights.len() == 0);
         for watcher in &mut watchers {
             assert_eq!(see(watcher).await, (b"abc".to_vec(), Ok(())));
             assert_eq!(watcher.next().await, Ok(Event::End(vec![])), "it stays at its end");
@@ -487,8 +570,9 @@ mod tests {
     async fn a_kept_answer_is_found_before_a_flight() {
         let flights = Arc::new(Fleet::default());
         let begun = starts(&flights, KIB);
-        assert!(matches!(flights.join(key("/"), KIB, || Some("kept")), Joined::Kept("kept")));
-        assert!(matches!(flights.join(key("/other"), KIB, || Some("kept")), Joined::Kept("kept")));
+        assert!(matches!(flights.ask(most(KIB), || Some("kept")), Joined::Kept("kept")));
+        let other = flights.join(key("/other"), &"m".into(), most(KIB), || Some("kept"));
+        assert!(matches!(other, Joined::Kept("kept")));
         assert_eq!(flights.len(), 1);
         drop(begun);
         over(&flights);
@@ -559,7 +643,7 @@ mod tests {
         assert!(at_once(&mut recorder, "x") && at_once(&mut recorder, "x"), "each counts for 64");
         let second = watches(&flights);
         assert!(at_once(&mut recorder, "x"), "it fills the window, and is to be seen at once");
-        assert!(flights.is_empty() && !recorder.land(|| panic!("past most")));
+        assert!(flights.len() == 0 && !recorder.land(|| panic!("past most")));
         let (third, other) = starts(&flights, KIB);
         assert!(other.land(|| {}));
         drop(recorder);
@@ -689,7 +773,7 @@ mod tests {
     async fn a_new_answer_takes_the_place_of_the_one_under_way() {
         let flights = Arc::new(Fleet::default());
         let (mut old, mut before) = starts(&flights, KIB);
-        let (mut new, mut after) = flights.begin(key("/"), KIB);
+        let (mut new, mut after) = flights.anew();
         let mut late = watches(&flights);
         for (recorder, piece) in [(&mut before, "old"), (&mut after, "new")] {
             recorder.header(Arc::new(200));
@@ -711,10 +795,78 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn after_a_purge_nobody_joins_and_nothing_lands_of_its_model() {
+        for (purged, stays) in [(Some("m"), false), (None, false), (Some("other"), true)] {
+            let flights = Arc::new(Fleet::default());
+            let (mut first, mut recorder) = starts(&flights, KIB);
+            flights.purge(purged);
+            assert_eq!(flights.len(), usize::from(stays), "{purged:?}");
+            let mut second = match flights.ask(most(KIB), || None::<()>) {
+                Joined::Watches(watcher) if stays => (watcher, None),
+                Joined::Starts(watcher, other) if !stays => (watcher, Some(other)),
+                _ => panic!("{purged:?}"),
+            };
+            recorder.header(Arc::new(200));
+            assert!(at_once(&mut recorder, "old"));
+            let mut landed = false;
+            assert_eq!((recorder.land(|| landed = true), landed), (stays, stays), "{purged:?}");
+            recorder.finish();
+            drop(recorder);
+            assert_eq!(see(&mut first).await, (b"old".to_vec(), Ok(())), "who is aboard stays so");
+            if let Some(other) = &mut second.1 {
+                other.header(Arc::new(200));
+                assert!(at_once(other, "new") && other.land(|| {}), "the purge did not mean this one");
+                other.finish();
+            }
+            let body = if stays { "old" } else { "new" };
+            assert_eq!(see(&mut second.0).await, (body.into(), Ok(())), "{purged:?}");
+            drop((first, second));
+            over(&flights);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tape_for_which_there_is_no_room_beside_the_others_holds_one_piece() {
+        let flights = Arc::new(Fleet::default());
+        let bounds = Bounds { body: KIB, all: KIB };
+        let begin = |name| match flights.join(key(name), &"m".into(), bounds, || None::<()>) {
+            Joined::Starts(watcher, mut recorder) => {
+                recorder.header(Arc::new(200));
+                (watcher, recorder)
+            }
+            Joined::Kept(()) | Joined::Watches(_) => panic!("there is a flight"),
+        };
+        let (mut one, mut large) = begin("/large");
+        assert!(at_once(&mut large, vec![b'x'; 900]));
+        let (two, mut small) = begin("/small");
+        assert!(at_once(&mut small, vec![b'y'; 100]));
+        assert_eq!((flights.held(), flights.len()), (1000, 2));
+        // There is no room for this one: what went before has to be seen first, and goes.
+        assert!(!at_once(&mut small, vec![b'y'; 100]));
+        assert_eq!((flights.held(), flights.len(), small.whole()), (1000, 1, None));
+        assert!(!small.land(|| panic!("it is not whole")));
+        let (mut three, mut third) = begin("/third");
+        for _ in 0..3 {
+            let (took, ()) = tokio::join!(biased; third.body(vec![b'z'; 100].into()), async {
+                while let Some(Ok(_)) = three.next().now_or_never() {}
+            });
+            assert_eq!((took, flights.held()), ((), 1100), "one piece beyond what all may hold");
+        }
+        // Nor is there for more of the large one, but what its watcher has seen makes some.
+        let see_two = async { (one.next().await.is_ok(), one.next().await.is_ok()) };
+        let ((), seen) = tokio::join!(biased; large.body(vec![b'x'; 200].into()), see_two);
+        assert_eq!((seen, flights.held(), flights.len()), ((true, true), 400, 0));
+        large.finish();
+        assert_eq!(see(&mut one).await, (vec![b'x'; 200], Ok(())));
+        drop((one, two, large, small, three, third));
+        over(&flights);
+    }
+
+    #[tokio::test]
     async fn a_flight_that_lost_its_place_is_deserted_by_its_own_watchers() {
         let flights = Arc::new(Fleet::default());
         let (old, before) = starts(&flights, KIB);
-        let (new, after) = flights.begin(key("/"), KIB);
+        let (new, after) = flights.anew();
         assert_eq!(before.deserted().now_or_never(), None);
         drop(old);
         assert_eq!(before.deserted().now_or_never(), Some(()));
@@ -753,7 +905,7 @@ mod tests {
                 () = exchange => {}
             }
             assert_eq!(start.elapsed(), Duration::from_secs(7), "{phase}");
-            assert!(flights.is_empty(), "{phase}");
+            assert!(flights.len() == 0, "{phase}");
             drop(recorder);
             over(&flights);
         }
@@ -787,7 +939,7 @@ mod tests {
                 });
                 let joins = scope.spawn(|| {
                     barrier.wait();
-                    flights.join(key("/"), KIB, || None::<()>)
+                    flights.ask(most(KIB), || None::<()>)
                 });
                 barrier.wait();
                 let mut deserted = false;
@@ -823,7 +975,7 @@ mod tests {
                 barrier.wait();
                 let look = || kept.load(SeqCst).then_some(());
                 loop {
-                    match flights.join(key("/"), KIB, look) {
+                    match flights.ask(most(KIB), look) {
                         Joined::Kept(()) => return,
                         Joined::Watches(watcher) => drop(watcher),
                         Joined::Starts(..) => panic!("neither kept nor under way"),
@@ -847,7 +999,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_leaves_the_table_clean() {
         let flights = Arc::new(Fleet::default());
-        let looks = || flights.join(key("/"), KIB, || -> Option<()> { panic!("the store panics") });
+        let looks = || flights.ask(most(KIB), || -> Option<()> { panic!("the store panics") });
         assert!(catch_unwind(AssertUnwindSafe(looks)).is_err());
         over(&flights);
         let (mut watcher, mut recorder) = starts(&flights, KIB);
@@ -895,11 +1047,13 @@ mod tests {
         for recorded in 1..=50 {
             recorder.body(Counted::piece(&count)).await;
             watcher.next().await.unwrap();
-            assert_eq!((count.load(SeqCst), flights.held()), (recorded.min(11), recorded.min(11) * 100));
+            // Up to its bound it may be joined; past that what all have seen is of no use.
+            let held = if recorded <= 10 { recorded } else { 1 };
+            assert_eq!((count.load(SeqCst), flights.held()), (held, held * 100));
         }
         let flight: Weak<_> = Arc::downgrade(&watcher.flight);
         drop(recorder);
-        assert_eq!(count.load(SeqCst), 11, "who has not seen all may still do so");
+        assert_eq!(count.load(SeqCst), 1, "who has not seen all may still do so");
         drop(watcher);
         assert_eq!((count.load(SeqCst), flight.strong_count(), Arc::strong_count(&header)), (0, 0, 1));
         over(&flights);
@@ -956,6 +1110,8 @@ mod tests {
         header: bool,
         recorded: Vec<u8>,
         weight: usize,
+        /// It is past its bounds.
+        slides: bool,
         /// A piece is missing, or all is recorded.
         over: bool,
         whole: bool,
@@ -977,14 +1133,15 @@ mod tests {
         aboard: Vec<Aboard>,
     }
 
-    const MOST: usize = 1000;
+    const BOUNDS: Bounds = Bounds { body: 1000, all: 2500 };
+    const LONGEST: usize = 300;
 
     impl World {
         fn begin(&mut self, key: usize, watcher: Watcher, recorder: Recorder) {
             self.courses.iter_mut().filter(|course| course.key == key).for_each(|course| course.stands = false);
             let (recorded, recorder) = (vec![], Some(recorder));
-            let (header, over, whole) = (false, false, false);
-            self.courses.push(Course { recorder, key, stands: true, header, recorded, weight: 0, over, whole });
+            let (header, slides, over, whole) = (false, false, false, false);
+            self.courses.push(Course { recorder, key, stands: true, header, recorded, weight: 0, slides, over, whole });
             self.board(self.courses.len() - 1, watcher);
         }
 
@@ -994,7 +1151,8 @@ mod tests {
 
         fn join(&mut self, number: usize) {
             let stands = self.courses.iter().position(|course| course.key == number && course.stands);
-            match (self.flights.join(key(&number.to_string()), MOST, || None::<()>), stands) {
+            let name = number.to_string();
+            match (self.flights.join(key(&name), &(&*name).into(), BOUNDS, || None::<()>), stands) {
                 (Joined::Watches(watcher), Some(course)) => self.board(course, watcher),
                 (Joined::Starts(watcher, recorder), None) => self.begin(number, watcher, recorder),
                 (_, stands) => panic!("there should be {stands:?}"),
@@ -1005,14 +1163,16 @@ mod tests {
             let course = &mut self.courses[course];
             let Some(recorder) = &mut course.recorder else { return };
             let piece: Vec<u8> = (0..len).map(|byte| (course.recorded.len() + byte) as u8).collect();
+            let held = self.flights.held();
             let taken = timeout(DEADLINE, recorder.body(piece.clone().into())).await.is_ok();
             if course.over {
                 assert!(taken);
                 return;
             }
             course.weight += len.max(64);
-            assert!(taken || course.weight > MOST);
-            course.stands &= course.weight <= MOST;
+            course.slides |= course.weight > BOUNDS.body || held + len.max(64) > BOUNDS.all;
+            assert!(taken || course.slides);
+            course.stands &= !course.slides;
             if taken { course.recorded.extend(piece) } else { course.over = true }
         }
 
@@ -1043,7 +1203,7 @@ mod tests {
                 Some(Err(lost)) => {
                     match lost {
                         Lost::Broken => assert!(course.recorder.is_none() && !course.whole),
-                        Lost::CutOff => assert!(course.weight > MOST),
+                        Lost::CutOff => assert!(course.slides),
                     }
                     assert!(lost == Lost::CutOff || !one.header || one.seen == course.recorded);
                     one.ended = Some(Err(lost));
@@ -1076,8 +1236,15 @@ mod tests {
             match what {
                 0..6 => self.join(which % 2),
                 6 => {
-                    let (watcher, recorder) = self.flights.begin(key(&(which % 2).to_string()), MOST);
+                    let name = (which % 2).to_string();
+                    let (watcher, recorder) = self.flights.begin(key(&name), &(&*name).into(), BOUNDS);
                     self.begin(which % 2, watcher, recorder);
+                }
+                26 => {
+                    let model = Some(which % 3).filter(|model| *model < 2);
+                    self.flights.purge(model.map(|model| model.to_string()).as_deref());
+                    let purged = |course: &&mut Course| model.is_none_or(|model| course.key == model);
+                    self.courses.iter_mut().filter(purged).for_each(|course| course.stands = false);
                 }
                 _ if self.courses.is_empty() => {}
                 7..10 => {
@@ -1099,6 +1266,14 @@ mod tests {
             }
             let stand = self.courses.iter().filter(|course| course.stands).count();
             assert_eq!(self.flights.len(), stand);
+            let mut tapes: Vec<_> =
+                self.courses.iter().flat_map(|course| &course.recorder).map(|one| &one.flight).collect();
+            tapes.extend(self.aboard.iter().map(|one| &one.watcher.flight));
+            tapes.sort_by_key(|flight| Arc::as_ptr(flight));
+            tapes.dedup_by_key(|flight| Arc::as_ptr(flight));
+            let held: usize = tapes.iter().map(|flight| flight.tape.lock().weight()).sum();
+            assert_eq!(self.flights.held(), held);
+            assert!(held <= BOUNDS.all + LONGEST * tapes.len());
         }
 
         /// Everything comes to its end, and everybody aboard sees it.
@@ -1119,7 +1294,7 @@ mod tests {
 
         #[test]
         fn whoever_stays_hears_the_same_bytes_once_and_whole_only_if_it_was_finished(
-            steps in proptest::collection::vec((0_u8..48, 0_usize..1000, 1_usize..300), 0..150),
+            steps in proptest::collection::vec((0_u8..48, 0_usize..1000, 1..=LONGEST), 0..150),
         ) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
             runtime.block_on(async {

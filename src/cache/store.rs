@@ -1,9 +1,11 @@
 //! Answers that are kept: bounded by bytes, however many are filled, read, replaced and purged at once.
 //!
-//! The bytes of answers lie in an arena of a fixed size, from the first that arrives to the last that is read, and
-//! their places are counted beside it. What finds no room is not kept. So the bound holds at every instant, also while
-//! slow clients still read what was evicted or purged. What is to be thrown out, `quick_cache` decides; it may fill
-//! most of the arena, and the rest is room for the answers that are on their way in.
+//! The bytes of answers lie in an arena of a fixed size until the last of them is read, and their places are counted
+//! beside it. What finds no room is not kept. So the bound holds at every instant, also while slow clients still read what
+//! was evicted or purged. What is to be thrown out, `quick_cache` decides; it may fill most of the arena, and the rest is
+//! room for the answers that are on their way in.
+//!
+//! An answer comes in whole. As long as it is being computed, a flight's tape holds it, and the store nothing of it.
 //!
 //! A hit is a count on an answer. Its body comes in pieces, mostly one, of whatever size was free: a stream's events
 //! say themselves where they end, so they need none of their own.
@@ -17,7 +19,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::RwLock;
 use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter};
 
@@ -33,8 +34,6 @@ pub struct Store {
     evictions: Arc<AtomicU64>,
     /// Of a body, in bytes.
     max_body: AtomicUsize,
-    /// How often there was a purge. Whoever puts an answer in holds it, so that a purge comes before that or after.
-    purges: RwLock<u64>,
     /// Makes a model's name a number.
     models: DefaultHashBuilder,
 }
@@ -63,17 +62,7 @@ struct Reader {
 pub struct Fill {
     store: Arc<Store>,
     key: Key,
-    model: u64,
-    stored: Instant,
-    expires: Instant,
-    purges: u64,
-    pieces: Vec<Piece>,
-    /// The piece that is being written, and how much of it is.
-    current: usize,
-    written: usize,
-    /// The bytes of the header, and those of the body so far.
-    split: usize,
-    length: usize,
+    answer: Answer,
 }
 
 /// What an answer is kept as.
@@ -94,8 +83,6 @@ pub enum Unkept {
     TooLarge,
     /// The memory is taken by other fills, and by answers that are no longer kept but still read.
     Full,
-    /// There was a purge since it began.
-    Purged,
 }
 
 /// How the store stands.
@@ -144,10 +131,6 @@ const MEMORY_PER_GHOST: usize = 4096;
 /// The part of the kept answers that were asked for again. A tenth is left to those that were not: with less,
 /// one-off prompts push each other out before anyone can ask again.
 const HOT: f64 = 0.9;
-/// A fill whose length is not known takes as much again as it has, up to this.
-const LARGEST_STEP: usize = 64 << 10;
-/// And so much at first.
-const FIRST_STEP: usize = 2 << 10;
 
 // === impl Store ===
 
@@ -180,7 +163,6 @@ impl Store {
             arena: Arc::new(Arena::new(shares.arena, shares.places)),
             evictions,
             max_body: AtomicUsize::new(max_body),
-            purges: RwLock::new(0),
             models,
         }
     }
@@ -206,58 +188,75 @@ impl Store {
         None
     }
 
-    /// Begins to fill in an answer, whose header is `header` (in whatever form the caller reads it again) and whose
-    /// body will be `length` bytes long, where that is known.
-    pub fn begin(
+    /// Copies an answer in: its header, in whatever form the caller reads it again, and its body. What the pieces of a body
+    /// are parts of may be much larger buffers.
+    pub fn fill(
         self: &Arc<Self>,
         label: Label<'_>,
         header: &[u8],
-        length: Option<usize>,
+        body: &[Bytes],
         now: Instant,
     ) -> Result<Fill, Unkept> {
-        let mut fill = Fill {
-            store: self.clone(),
-            key: label.key,
+        let length = body.iter().map(Bytes::len).sum::<usize>();
+        if length > self.max_body.load(Ordering::Relaxed) {
+            return Err(Unkept::TooLarge);
+        }
+        let mut pieces = self.take(header.len() + length)?;
+        if pieces[0].len() < header.len() {
+            return Err(Unkept::Full);
+        }
+        let mut room = pieces.iter_mut().map(Piece::as_mut);
+        let (mut place, mut written) = (room.next().unwrap_or_default(), 0);
+        for mut data in [header].into_iter().chain(body.iter().map(Bytes::as_ref)) {
+            while !data.is_empty() {
+                if written == place.len() {
+                    (place, written) = (room.next().ok_or(Unkept::Full)?, 0);
+                }
+                let (part, rest) = data.split_at(data.len().min(place.len() - written));
+                place[written..written + part.len()].copy_from_slice(part);
+                written += part.len();
+                data = rest;
+            }
+        }
+        let mut pieces = pieces.into_iter();
+        let answer = Answer {
             model: self.models.hash_one(label.model),
             stored: now,
             expires: now.checked_add(label.ttl).unwrap_or(now),
-            purges: *self.purges.read(),
-            pieces: Vec::with_capacity(1),
-            current: 0,
-            written: 0,
-            split: header.len(),
-            length: 0,
+            split: header.len() as u32,
+            end: written as u32,
+            first: pieces.next().ok_or(Unkept::Full)?,
+            rest: pieces.collect(),
         };
-        fill.check(length.unwrap_or(0))?;
-        let mut left = (header.len() + length.unwrap_or(FIRST_STEP)).max(1);
-        while left > 0 {
-            left = left.saturating_sub(fill.extend(left)?);
-        }
-        match fill.pieces.first_mut() {
-            Some(first) if first.len() >= header.len() => first.as_mut()[..header.len()].copy_from_slice(header),
-            _ => return Err(Unkept::Full),
-        }
-        fill.written = header.len();
-        Ok(fill)
+        Ok(Fill { store: self.clone(), key: label.key, answer })
     }
 
-    /// Throws out all answers of this model, or all there are; says how many. No answer that is being filled in is kept
-    /// after this, of any model: each costs one more computation, and purges are rare.
+    /// Pieces for so many bytes, one at least.
+    fn take(&self, size: usize) -> Result<Vec<Piece>, Unkept> {
+        if size > self.heaviest() {
+            return Err(Unkept::TooLarge); // before it takes the place of others
+        }
+        let mut pieces: Vec<Piece> = Vec::with_capacity(1);
+        let mut left = size.max(1);
+        while left > 0 {
+            let charge = if pieces.is_empty() { PLACE + PIECE } else { PIECE };
+            let piece = self.arena.take(left, charge).ok_or(Unkept::Full)?;
+            left = left.saturating_sub(piece.len());
+            pieces.push(piece);
+        }
+        if weight(&pieces) > self.heaviest() { Err(Unkept::TooLarge) } else { Ok(pieces) }
+    }
+
+    /// Throws out all answers of this model, or all there are; says how many. Those that are on their way in are not seen.
     pub fn purge(&self, model: Option<&str>) -> usize {
         let model = model.map(|model| self.models.hash_one(model));
-        *self.purges.write() += 1;
-        self.remove(|_, answer| model.is_none_or(|model| model == answer.model))
-    }
-
-    /// Throws out the answers that pass; says how many. It looks at all of them.
-    pub fn remove(&self, passes: impl Fn(&Key, &Answer) -> bool) -> usize {
-        let removed = AtomicUsize::new(0);
-        self.kept.retain(|key, answer| {
-            let passes = passes(key, answer);
-            removed.fetch_add(usize::from(passes), Ordering::Relaxed);
+        let purged = AtomicUsize::new(0);
+        self.kept.retain(|_, answer| {
+            let passes = model.is_none_or(|model| model == answer.model);
+            purged.fetch_add(usize::from(passes), Ordering::Relaxed);
             !passes
         });
-        removed.into_inner()
+        purged.into_inner()
     }
 
     /// How the store stands.
@@ -301,11 +300,6 @@ impl Answer {
         now.saturating_duration_since(self.stored)
     }
 
-    /// How long it may still be served.
-    pub fn left(&self, now: Instant) -> Duration {
-        self.expires.saturating_duration_since(now)
-    }
-
     fn part(&self, place: usize) -> Option<&Piece> {
         match place.checked_sub(1) {
             None => Some(&self.first),
@@ -329,79 +323,9 @@ impl AsRef<[u8]> for Reader {
 // === impl Fill ===
 
 impl Fill {
-    /// Takes on more of the body, by a copy: what it is part of may be a much larger buffer. Where it cannot be kept,
-    /// the fill is gone, and all that it held is free.
-    pub fn write(mut self, mut data: &[u8]) -> Result<Self, Unkept> {
-        self.check(data.len())?;
-        self.length += data.len();
-        while !data.is_empty() {
-            let Some(piece) = self.pieces.get_mut(self.current) else {
-                let step = (self.split + self.length).min(LARGEST_STEP);
-                self.extend(data.len().max(step))?;
-                continue;
-            };
-            let room = &mut piece.as_mut()[self.written..];
-            let (now, later) = data.split_at(room.len().min(data.len()));
-            room[..now.len()].copy_from_slice(now);
-            self.written += now.len();
-            data = later;
-            if self.written == piece.len() {
-                (self.current, self.written) = (self.current + 1, 0);
-            }
-        }
-        Ok(self)
-    }
-
-    /// How many bytes of the body it has.
-    pub fn length(&self) -> usize {
-        self.length
-    }
-
-    /// The answer is complete: it takes the place of what was kept under its key.
-    pub fn finish(mut self) -> Result<(), Unkept> {
-        if self.written == 0 && self.current > 0 {
-            self.current -= 1;
-            self.written = self.pieces[self.current].len();
-        }
-        self.pieces.truncate(self.current + 1);
-        self.pieces[self.current].trim(self.written);
-        if weight(&self.pieces) > self.store.heaviest() {
-            return Err(Unkept::TooLarge);
-        }
-        let mut pieces = self.pieces.into_iter();
-        let answer = Answer {
-            model: self.model,
-            stored: self.stored,
-            expires: self.expires,
-            split: self.split as u32,
-            end: self.written as u32,
-            first: pieces.next().ok_or(Unkept::Full)?,
-            rest: pieces.collect(),
-        };
-        let purges = self.store.purges.read();
-        if *purges != self.purges {
-            return Err(Unkept::Purged);
-        }
-        self.store.kept.insert(self.key, Arc::new(answer));
-        Ok(())
-    }
-
-    /// May the body grow by so much?
-    fn check(&self, more: usize) -> Result<(), Unkept> {
-        let may = self.length.checked_add(more).is_some_and(|length| {
-            let all = self.split.saturating_add(length);
-            length <= self.store.max_body.load(Ordering::Relaxed) && all <= self.store.heaviest()
-        });
-        if may { Ok(()) } else { Err(Unkept::TooLarge) }
-    }
-
-    /// Takes one more piece, of `wanted` bytes if there is one; says how large it is.
-    fn extend(&mut self, wanted: usize) -> Result<usize, Unkept> {
-        let charge = if self.pieces.is_empty() { PLACE + PIECE } else { PIECE };
-        let piece = self.store.arena.take(wanted, charge).ok_or(Unkept::Full)?;
-        let length = piece.len();
-        self.pieces.push(piece);
-        Ok(length)
+    /// It takes the place of what was kept under its key.
+    pub fn finish(self) {
+        self.store.kept.insert(self.key, Arc::new(self.answer));
     }
 }
 
@@ -476,7 +400,7 @@ mod tests {
 
     /// Fills in a whole answer of the model `m`.
     fn keep(store: &Arc<Store>, index: u64, body: &[u8], now: Instant) -> Result<(), Unkept> {
-        store.begin(label(index, "m"), b"header", None, now)?.write(body)?.finish()
+        store.fill(label(index, "m"), b"header", &[Bytes::copy_from_slice(body)], now).map(Fill::finish)
     }
 
     fn body(store: &Arc<Store>, index: u64, now: Instant) -> Option<Vec<u8>> {
@@ -513,8 +437,9 @@ mod tests {
         for (ttl, after, found) in cases {
             let store = Arc::new(Store::new(1 << 20, 1 << 14));
             let start = Instant::now();
-            let fill = store.begin(Label { key: key(1), model: "m", ttl }, b"header", None, start).unwrap();
-            fill.write(b"data: 1\n\n").unwrap().write(b"data: [DONE]\n\n").unwrap().finish().unwrap();
+            let label = Label { key: key(1), model: "m", ttl };
+            let events = ["data: 1\n\n", "", "data: [DONE]\n\n"].map(Bytes::from);
+            store.fill(label, b"header", &events, start).unwrap().finish();
             let answer = store.find(&key(1), start + after);
             assert_eq!(answer.is_some(), found, "{ttl:?} after {after:?}");
             let Some(answer) = answer else {
@@ -523,7 +448,7 @@ mod tests {
             };
             assert_eq!(answer.header(), "header");
             assert_eq!(whole(&answer), b"data: 1\n\ndata: [DONE]\n\n");
-            assert_eq!((answer.age(start + after), answer.left(start + after)), (after, ttl - after));
+            assert_eq!(answer.age(start + after), after);
         }
     }
 
@@ -540,7 +465,7 @@ mod tests {
     fn a_fill_is_seen_by_nobody_before_its_end_and_leaves_nothing_when_it_is_dropped() {
         let store = Arc::new(Store::new(1 << 20, 1 << 14));
         let now = Instant::now();
-        let fill = store.begin(label(1, "m"), b"header", Some(100), now).unwrap().write(&[1; 5000]).unwrap();
+        let fill = store.fill(label(1, "m"), b"header", &[vec![1; 5000].into()], now).unwrap();
         assert!(body(&store, 1, now).is_none());
         assert!(store.figures().bytes > 5000, "what is on its way in counts");
         drop(fill);
@@ -548,16 +473,42 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_too_large_is_given_up_as_soon_as_that_is_known() {
+    fn a_body_that_is_too_large_is_not_kept_in_however_many_pieces_it_comes() {
         let store = Arc::new(Store::new(1 << 20, 1000));
         let now = Instant::now();
-        let begin = |length| store.begin(label(1, "m"), b"header", length, now);
-        assert_eq!(begin(Some(1001)).err(), Some(Unkept::TooLarge));
-        assert_eq!(begin(Some(usize::MAX)).err(), Some(Unkept::TooLarge));
-        assert_eq!(begin(None).unwrap().write(&[0; 600]).unwrap().write(&[0; 401]).err(), Some(Unkept::TooLarge));
-        assert_empty(&store);
-        begin(Some(1000)).unwrap().write(&[0; 600]).unwrap().write(&[0; 400]).unwrap().finish().unwrap();
-        assert_eq!(body(&store, 1, now).unwrap().len(), 1000);
+        for (sizes, kept) in [
+            (&[1001][..], Err(Unkept::TooLarge)),
+            (&[600, 401], Err(Unkept::TooLarge)),
+            (&[1000, 1], Err(Unkept::TooLarge)),
+            (&[600, 400], Ok(())),
+            (&[1; 1000], Ok(())),
+        ] {
+            let body: Vec<Bytes> = sizes.iter().map(|size| vec![0; *size].into()).collect();
+            assert_eq!(store.fill(label(1, "m"), b"header", &body, now).map(Fill::finish), kept, "{sizes:?}");
+            assert_eq!(store.purge(None), usize::from(kept.is_ok()));
+            assert_empty(&store);
+        }
+    }
+
+    #[test]
+    fn a_body_is_what_it_was_whatever_gaps_it_lies_in() {
+        // Two of these fill a block, and one of the two goes again.
+        let now = Instant::now();
+        let store = Arc::new(Store::new(64 << 10, 8000));
+        let fill = |index| store.fill(label(index, "m"), b"", &[vec![0; 1400].into()], now).ok();
+        let all: Vec<Fill> = (0..).map_while(fill).collect();
+        let held: Vec<Fill> = all.into_iter().step_by(2).collect();
+        for header in [&b""[..], b"header", &[b'h'; 700]] {
+            for size in [0, 1, 835, 836, 837, 1530, 1536, 2300, 5000] {
+                let bytes: Vec<u8> = (0..size).map(|byte| byte as u8).collect();
+                let body: Vec<Bytes> = bytes.chunks(500).map(Bytes::copy_from_slice).collect();
+                store.fill(label(u64::MAX, "m"), header, &body, now).unwrap().finish();
+                let answer = store.find(&key(u64::MAX), now).unwrap();
+                assert_eq!((&answer.header()[..], whole(&answer)), (header, bytes), "{size}");
+                assert!(size < 2000 || answer.piece(1).is_some(), "it lies in several gaps");
+            }
+        }
+        drop(held);
     }
 
     #[test]
@@ -582,7 +533,7 @@ mod tests {
         let before = store.figures();
         let mut fills = Vec::new();
         let refused = loop {
-            match store.begin(label(u64::MAX, "m"), b"", Some(60_000), now) {
+            match store.fill(label(u64::MAX, "m"), b"", &[vec![0; 60_000].into()], now) {
                 Ok(fill) => fills.push(fill),
                 Err(refused) => break refused,
             }
@@ -612,7 +563,7 @@ mod tests {
         let store = Arc::new(Store::new(1 << 20, 1 << 14));
         let now = Instant::now();
         for (index, model) in [(1, "a"), (2, "a"), (3, "b")] {
-            store.begin(label(index, model), b"", None, now).unwrap().finish().unwrap();
+            store.fill(label(index, model), b"", &[], now).unwrap().finish();
         }
         let read = store.find(&key(1), now).unwrap();
         assert_eq!(store.purge(Some("a")), 2);
@@ -622,21 +573,6 @@ mod tests {
         assert!(store.figures().bytes > 0);
         drop(read);
         assert_empty(&store);
-    }
-
-    #[test]
-    fn an_answer_that_was_under_way_when_a_purge_came_is_not_kept() {
-        let store = Arc::new(Store::new(1 << 20, 1 << 14));
-        let now = Instant::now();
-        for model in [Some("m"), None] {
-            let fill = store.begin(label(1, "m"), b"", None, now).unwrap();
-            store.purge(model);
-            assert_eq!(fill.write(b"old").unwrap().finish(), Err(Unkept::Purged));
-            assert!(body(&store, 1, now).is_none());
-            assert_empty(&store);
-        }
-        keep(&store, 1, b"new", now).unwrap();
-        assert_eq!(body(&store, 1, now).unwrap(), b"new");
     }
 
     #[test]
@@ -704,10 +640,9 @@ mod tests {
                         for turn in 0..4000_u64 {
                             let index = turn.wrapping_mul(worker + 5) % 500;
                             let size = (turn * 37 % 12_000) as usize;
-                            let filled = vec![index as u8; size];
-                            let fill = store.begin(label(index, "m"), b"", Some(size), now);
-                            match fill.and_then(|fill| fill.write(&filled)) {
-                                Ok(fill) if turn % 7 > 0 => drop(fill.finish()),
+                            let filled = Bytes::from(vec![index as u8; size]);
+                            match store.fill(label(index, "m"), b"", &[filled], now) {
+                                Ok(fill) if turn % 7 > 0 => fill.finish(),
                                 _ => {}
                             }
                             if let Some(answer) = store.find(&key(turn * 13 % 500), now) {
@@ -745,8 +680,7 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Step {
-        Begin { key: u64, model: usize, header: usize, length: Option<usize>, ttl: u64 },
-        Write(usize, usize),
+        Fill { key: u64, model: usize, header: usize, body: Vec<usize>, ttl: u64 },
         Finish(usize),
         Abandon(usize),
         Find { key: u64, hold: bool },
@@ -756,11 +690,11 @@ mod tests {
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let begin = (0..12_u64, 0..2_usize, 0..300_usize, prop::option::of(0..5000_usize), 1..40_u64)
-            .prop_map(|(key, model, header, length, ttl)| Step::Begin { key, model, header, length, ttl });
+        let body = prop::collection::vec(0..2000_usize, 0..4);
+        let fill = (0..12_u64, 0..2_usize, 0..300_usize, body, 1..40_u64)
+            .prop_map(|(key, model, header, body, ttl)| Step::Fill { key, model, header, body, ttl });
         let step = prop_oneof![
-            4 => begin,
-            6 => (any::<usize>(), 0..3000_usize).prop_map(|(which, size)| Step::Write(which, size)),
+            6 => fill,
             4 => any::<usize>().prop_map(Step::Finish),
             1 => any::<usize>().prop_map(Step::Abandon),
             4 => (0..12_u64, any::<bool>()).prop_map(|(key, hold)| Step::Find { key, hold }),
@@ -776,14 +710,13 @@ mod tests {
     struct Told {
         /// Key → the answer's number, its model, when it ends.
         last: HashMap<u64, (u8, usize, Instant)>,
-        purges: u64,
     }
 
     const MODELS: [&str; 2] = ["a", "b"];
     const MEMORY: usize = 64 << 10;
 
-    /// A fill beside what the store must make of it: its key, number, model, end, length, and the purges before it.
-    type Filling = (Fill, u64, u8, usize, Instant, usize, u64);
+    /// A fill beside what the store must make of it: its key, number, model and end.
+    type Filling = (Fill, u64, u8, usize, Instant);
 
     fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
         let store = Arc::new(Store::new(MEMORY, 4000));
@@ -792,34 +725,21 @@ mod tests {
         let pick = |which: usize, length: usize| which.checked_rem(length);
         for step in steps {
             match step {
-                Step::Begin { key: index, model, header, length, ttl } => {
+                Step::Fill { key: index, model, header, body, ttl } => {
                     number = number.wrapping_add(1);
                     let ttl = Duration::from_secs(ttl);
                     let label = Label { key: key(index), model: MODELS[model], ttl };
-                    if let Ok(fill) = store.begin(label, &vec![0; header], length, now) {
-                        fills.push((fill, index, number, model, now + ttl, 0, told.purges));
-                    }
-                }
-                Step::Write(which, size) => {
-                    let Some(which) = pick(which, fills.len()) else { continue };
-                    let (fill, index, number, model, ends, length, purges) = fills.swap_remove(which);
-                    match fill.write(&vec![number; size]) {
-                        Ok(fill) => fills.push((fill, index, number, model, ends, length + size, purges)),
-                        Err(unkept) => prop_assert!(unkept == Unkept::Full || length + size > 4000),
+                    let pieces: Vec<Bytes> = body.iter().map(|size| vec![number; *size].into()).collect();
+                    match store.fill(label, &vec![0; header], &pieces, now) {
+                        Ok(fill) => fills.push((fill, index, number, model, now + ttl)),
+                        Err(unkept) => prop_assert!(unkept == Unkept::Full || body.iter().sum::<usize>() > 4000),
                     }
                 }
                 Step::Finish(which) => {
                     let Some(which) = pick(which, fills.len()) else { continue };
-                    let (fill, index, number, model, ends, length, purges) = fills.swap_remove(which);
-                    prop_assert_eq!(fill.length(), length);
-                    let purged = purges != told.purges;
-                    match fill.finish() {
-                        Ok(()) => {
-                            prop_assert!(!purged);
-                            told.last.insert(index, (number, model, ends));
-                        }
-                        Err(unkept) => prop_assert!(unkept == Unkept::Full || purged),
-                    }
+                    let (fill, index, number, model, ends) = fills.swap_remove(which);
+                    fill.finish();
+                    told.last.insert(index, (number, model, ends));
                 }
                 Step::Abandon(which) => drop(pick(which, fills.len()).map(|which| fills.swap_remove(which))),
                 Step::Find { key: index, hold } => {
@@ -833,7 +753,6 @@ mod tests {
                 Step::Release(which) => drop(pick(which, held.len()).map(|which| held.swap_remove(which))),
                 Step::Purge(model) => {
                     store.purge(model.map(|model| MODELS[model]));
-                    told.purges += 1;
                     told.last.retain(|_, (_, of, _)| model.is_some_and(|model| *of != model));
                 }
                 Step::Wait(seconds) => now += Duration::from_secs(seconds),
@@ -845,8 +764,8 @@ mod tests {
                 .chain(held.iter().cloned())
                 .map(|answer| (Arc::as_ptr(&answer), charged(&answer)))
                 .collect();
-            let filling = |fill: &Filling| charged_pieces(fill.0.pieces.iter());
-            let sum = answers.values().sum::<usize>() + fills.iter().map(filling).sum::<usize>();
+            let filling = fills.iter().map(|(fill, ..)| charged(&fill.answer)).sum::<usize>();
+            let sum = answers.values().sum::<usize>() + filling;
             let Figures { bytes, entries, .. } = store.figures();
             prop_assert_eq!((bytes, bytes <= MEMORY), (sum, true));
             let known: HashSet<Key> = told.last.keys().map(|index| key(*index)).collect();

@@ -29,7 +29,7 @@ pub struct Plan {
     pub admin: Admin,
     /// What is logged.
     pub log: Log,
-    /// The memory for answers that are kept.
+    /// The memory for answers that are kept or being computed.
     pub cache: Cache,
     /// Host, path, method → route.
     pub routes: Routes,
@@ -84,7 +84,7 @@ pub struct Admin {
 /// The memory for answers that are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cache {
-    /// All that keeping them takes, in bytes.
+    /// All that they take, kept or being computed, in bytes.
     pub memory: usize,
     /// The largest body that is kept, in bytes.
     pub max_body: usize,
@@ -99,6 +99,22 @@ pub struct Log {
     pub format: Format,
     /// Where the access log goes.
     pub access: Destination,
+}
+
+// === impl Cache ===
+
+impl Cache {
+    /// The part of the memory for answers that are being computed, in bytes: a quarter, twice the largest body at least.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.memory / 4
+    }
+
+    /// The part for answers that are kept, in bytes.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.memory - self.under_way()
+    }
 }
 
 // === impl Plan ===

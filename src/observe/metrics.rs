@@ -156,7 +156,7 @@ impl Metrics {
                 clients: all.add(IntGauge::new("forebay_client_connections", "Connections of clients.")?)?,
                 cache_bytes: all.add(IntGauge::new(
                     "forebay_cache_bytes",
-                    "Bytes that kept answers take, with all that is theirs.",
+                    "Bytes that answers take, kept or being computed, with all that is theirs.",
                 )?)?,
                 cache_entries: all.add(IntGauge::new("forebay_cache_entries", "Answers that are kept.")?)?,
                 cache_evictions: all.add(IntCounter::new(

@@ -27,7 +27,7 @@ use super::{Proxy, waiting};
 use crate::access::Model;
 use crate::cache::admission::{Asked, Decision, Mode, decide};
 use crate::cache::canonical::{Circumstances, PromptKey, Scope, VARYING};
-use crate::cache::flight::{Event, Joined, Lost, Watcher};
+use crate::cache::flight::{Bounds, Event, Joined, Lost, Watcher};
 use crate::cache::store::Answer;
 use crate::live::Live;
 use crate::observe::Cached;
@@ -139,14 +139,18 @@ impl Proxy {
     pub(super) async fn fly(&self, session: &mut Session, x: &mut Exchange, wanted: Wanted) -> Result<()> {
         let Wanted { key, mode, body } = wanted;
         let store = self.current.store().ok_or(Rejection::Internal)?;
-        let most = x.live.plan.cache.max_body;
+        let model = x.admitted.model.clone().ok_or(Rejection::Internal)?;
+        let plan = &x.live.plan.cache;
+        let bounds = Bounds { body: plan.max_body, all: plan.under_way() };
         x.sent = Some(Instant::now());
         let joined = match mode {
             Mode::Renew => {
-                let (watcher, recorder) = self.flights.begin(key, most);
+                let (watcher, recorder) = self.flights.begin(key, &model.name, bounds);
                 Joined::Starts(watcher, recorder)
             }
-            Mode::Use | Mode::Recall => self.flights.join(key, most, || store.find(&key, Instant::now())),
+            Mode::Use | Mode::Recall => {
+                self.flights.join(key, &model.name, bounds, || store.find(&key, Instant::now()))
+            }
         };
         let watcher = match joined {
             Joined::Kept(kept) => return self.give(session, x, &kept).await,
@@ -157,8 +161,7 @@ impl Proxy {
             Joined::Starts(watcher, recorder) => {
                 x.cached = Some(Cached::Miss);
                 let proxy = self.itself.get().and_then(Weak::upgrade).ok_or(Rejection::Internal)?;
-                let model = x.admitted.model.clone().ok_or(Rejection::Internal)?;
-                let keeper = Keeper::new(store.clone(), key, &model, most);
+                let keeper = Keeper::new(store.clone(), key, &model, bounds.body);
                 let flight = Arc::new(Flight::of(x, body));
                 let tape = Tape::new(flight.clone(), request(session.req_header())?, recorder, keeper);
                 let context = Ctx::builder().user_ctx(Box::new(flight)).build();

@@ -35,7 +35,7 @@ pub(super) struct Tape {
     sent: usize,
 }
 
-/// Puts an answer into the store, as long as it may be kept.
+/// Puts an answer into the store, if it may be kept.
 pub(super) struct Keeper {
     store: Arc<Store>,
     key: PromptKey,
@@ -43,7 +43,6 @@ pub(super) struct Keeper {
     ttl: Duration,
     /// The largest body that is kept, in bytes.
     max_body: usize,
-    fill: Option<Fill>,
 }
 
 // === impl Keeper ===
@@ -51,27 +50,15 @@ pub(super) struct Keeper {
 impl Keeper {
     pub(super) fn new(store: Arc<Store>, key: PromptKey, model: &Model, max_body: usize) -> Self {
         let ttl = model.cache.map_or(Duration::ZERO, |terms| terms.ttl);
-        Self { store, key, model: model.name.clone(), ttl, max_body, fill: None }
+        Self { store, key, model: model.name.clone(), ttl, max_body }
     }
 
-    fn begin(&mut self, header: &ResponseHeader) {
-        let length = header.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        if keep(header.status, length.unwrap_or(0) as u64, self.max_body as u64).is_err() {
-            return;
-        }
+    /// The whole answer, on its way in. Until now its tape held it, and nobody holds it twice.
+    fn fill(&self, header: &ResponseHeader, body: &[Bytes]) -> Option<Fill> {
+        let size: usize = body.iter().map(Bytes::len).sum();
+        keep(header.status, size as u64, self.max_body as u64).ok()?;
         let label = Label { key: self.key, model: &self.model, ttl: self.ttl };
-        self.fill = self.store.begin(label, &lines(header), length, Instant::now()).ok();
-    }
-
-    fn write(&mut self, piece: &[u8]) {
-        self.fill = self.fill.take().and_then(|fill| fill.write(piece).ok());
-    }
-
-    /// The answer is complete; `well`: as one that may be given again.
-    fn finish(&mut self, well: bool) {
-        if let Some(fill) = self.fill.take().filter(|_| well) {
-            let _ = fill.finish(); // then it is computed again
-        }
+        self.store.fill(label, &lines(header), body, Instant::now()).ok() // else it is computed again
     }
 }
 
@@ -117,7 +104,6 @@ impl Tape {
         if header.status.is_informational() {
             return;
         }
-        self.keeper.begin(&header);
         let header = Arc::new(header);
         self.written = Some(header.clone());
         if let Some(recorder) = &mut self.recorder {
@@ -130,7 +116,6 @@ impl Tape {
 
     async fn piece(&mut self, piece: Bytes) {
         self.sent += piece.len();
-        self.keeper.write(&piece);
         if let Some(recorder) = self.recorder.as_mut().filter(|_| !piece.is_empty()) {
             recorder.body(piece).await;
         }
@@ -139,8 +124,11 @@ impl Tape {
     /// The answer is complete. It is in the store before the flight is over, so that there always is one of them.
     fn end(&mut self) {
         if let Some(mut recorder) = self.recorder.take() {
-            let well = !self.flight.shared.faulty.load(Relaxed);
-            recorder.land(|| self.keeper.finish(well));
+            let may = !self.flight.shared.faulty.load(Relaxed);
+            let whole = self.written.as_ref().zip(recorder.whole()).filter(|_| may);
+            if let Some(fill) = whole.and_then(|(header, body)| self.keeper.fill(header, &body)) {
+                recorder.land(|| fill.finish());
+            }
             recorder.finish();
         }
     }

@@ -1,22 +1,35 @@
 //! The prompt cache of the real process: what an operator and a reload do to it.
 
+use std::io;
+use std::sync::{Mutex, mpsc};
+use std::thread;
+
 use crate::configuration::{Configuration, SECRET};
-use crate::harness::{Engine, Folder, Forebay};
+use crate::harness::{Engine, Folder, Forebay, until};
 use crate::http::{Answer, Client};
+use crate::stub::{Stub, whole};
 
 /// A model `m` with a cache, of this version.
 fn configuration(folder: &Folder, engine: &Engine, version: &str) -> Configuration {
+    configuration_of(folder, &engine.address, version)
+}
+
+fn configuration_of(folder: &Folder, engine: &str, version: &str) -> Configuration {
     Configuration::empty()
         .admin_listen(&format!("unix:{}", folder.path("admin.sock")))
-        .pool("p", &[&engine.address], "")
+        .pool("p", &[engine], "")
         .more(&format!("[model.m]\npool = \"p\"\nversion = {version:?}\n[model.m.cache]"))
         .key("tester", SECRET, "[\"*\"]")
 }
 
 /// What the cache did with the prompt that is always the same.
 fn ask(forebay: &Forebay) -> String {
+    did(forebay, r#"{"model":"m","temperature":0,"messages":[{"role":"user","content":"hello"}]}"#)
+}
+
+/// What it did with this one.
+fn did(forebay: &Forebay, body: &str) -> String {
     let key = format!("authorization: Bearer {SECRET}");
-    let body = r#"{"model":"m","temperature":0,"messages":[{"role":"user","content":"hello"}]}"#;
     let answer = forebay.client().ask("POST", "/v1/chat/completions", &[&key], body).expect("an answer");
     assert_eq!(answer.status, 200, "{}", answer.text());
     answer.headers["x-forebay-cache"].clone()
@@ -59,4 +72,29 @@ fn an_operator_throws_answers_out_and_a_reload_keeps_them_but_for_another_versio
     forebay.rewrite(&first);
     forebay.reload();
     assert_eq!(ask(&forebay), "HIT");
+}
+
+#[test]
+fn a_purge_means_what_an_engine_is_still_computing() {
+    let (open, opened) = mpsc::channel::<()>();
+    let opened = Mutex::new(opened);
+    let stub = Stub::tcp(move |head, out| {
+        if head.starts_with("POST") {
+            opened.lock().expect("not poisoned").recv().map_err(io::Error::other)?;
+        }
+        whole(out, 200, "{}")
+    });
+    let folder = Folder::new();
+    let configuration = configuration_of(&folder, &stub.address, "1");
+    let forebay = Forebay::start_in(folder, &configuration);
+    forebay.until_ready();
+    thread::scope(|scope| {
+        let asks = scope.spawn(|| ask(&forebay));
+        until("the engine is asked", || (stub.heard("POST").len() == 1).then_some(()));
+        assert_eq!(purge(&forebay, "POST", "{\"model\": \"m\"}").status, 200);
+        open.send(()).expect("the engine waits");
+        assert_eq!(asks.join().expect("an answer"), "MISS");
+    });
+    open.send(()).expect("the engine listens");
+    assert_eq!([ask(&forebay), ask(&forebay)], ["MISS", "HIT"]);
 }

@@ -245,7 +245,7 @@ async fn what_failed_was_cut_or_is_too_large_is_never_kept() {
                 assert_eq!((answer.status, did(&answer)), (status, "MISS"), "{what} {version:?}");
                 assert_eq!(engine.requests(), n, "{what} {version:?}");
             }
-            assert_eq!(forebay.current.kept().entries, 0);
+            assert_eq!(forebay.current.cached().entries, 0);
             forebay.idle().await;
         }
     }
@@ -259,7 +259,7 @@ async fn a_client_says_what_the_cache_may_do() {
     let forebay = cached(in_front_of(&[&engine])).start().await;
     for version in VERSIONS {
         let mut client = Client::connect(&forebay, version).await;
-        forebay.current.store().unwrap().purge(None);
+        forebay.current.purge(None);
         let before = engine.requests();
         let with = |directive: &str| prompt("").header("cache-control", directive);
         for (request, status, what, asked) in [
@@ -356,4 +356,101 @@ async fn a_stuck_reader_holds_nobody_up() {
     assert_eq!(engine.requests(), 1);
     unread.leave(Leaving::Stream);
     forebay.idle().await;
+}
+
+#[tokio::test]
+async fn what_is_being_computed_is_held_once_and_counts() {
+    let gate = Gate::new();
+    let large = format!("data: {}\n\n", "x".repeat(50_000));
+    let engine = Engine::always(Reply::events().chunk(&large).wait(&gate).chunk("data: [DONE]\n\n").last()).await;
+    let forebay = cached(in_front_of(&[&engine])).start().await;
+    let bytes = || forebay.current.cached().bytes;
+    let mut client = Client::connect(&forebay, Version::H1).await;
+    let mut answer = client.send(&prompt(",\"stream\":true")).await.answer().await;
+    assert_eq!(answer.event().await.as_deref(), Some(&*large));
+    assert!((50_000..60_000).contains(&bytes()), "{}", bytes());
+    assert_eq!(forebay.current.cached().entries, 0);
+    gate.open();
+    assert!(answer.whole().await.complete);
+    let once = || ((50_000..60_000).contains(&bytes()) && forebay.current.cached().entries == 1).then_some(());
+    eventually("only the store holds it", once).await;
+}
+
+#[tokio::test]
+async fn what_is_being_computed_takes_no_more_than_its_part_of_the_memory_and_comes_whole() {
+    const MANY: usize = 30;
+    let gates = [Gate::new(), Gate::new()];
+    let block = format!("data: {}\n\n", "x".repeat(10_000));
+    let reply = (0..10).fold(Reply::events(), |reply, _| reply.chunk(&block));
+    let reply = reply.wait(&gates[0]).chunk("data: 1\n\n").wait(&gates[1]).chunk("data: [DONE]\n\n").last();
+    let engine = Engine::always(reply).await;
+    let small = "[cache]\nmemory = \"1MiB\"\nmax_body = \"128KiB\"";
+    let forebay = cached(in_front_of(&[&engine])).and(small).start().await;
+    let mut clients = Vec::new();
+    for n in 0..MANY {
+        let request = prompt(&format!(",\"stream\":true,\"user\":\"{n}\""));
+        clients.push((Client::connect(&forebay, VERSIONS[n % 2]).await, request));
+    }
+    let asks = clients.iter_mut().map(|(client, request)| async { client.send(request).await.answer().await });
+    let mut answers = futures::future::join_all(asks).await;
+    for answer in &mut answers {
+        for _ in 0..10 {
+            assert_eq!(answer.event().await.as_deref(), Some(&*block));
+        }
+    }
+    (0..MANY).for_each(|_| gates[0].open());
+    for answer in &mut answers {
+        assert_eq!(answer.event().await.as_deref(), Some("data: 1\n\n"));
+    }
+    let bytes = forebay.current.cached().bytes;
+    assert!(bytes <= (1 << 18) + MANY * 1000, "{bytes} bytes are held of {}", MANY * 100_000);
+    (0..MANY).for_each(|_| gates[1].open());
+    for answer in answers {
+        let whole = answer.whole().await;
+        assert!(whole.complete && whole.text() == "data: [DONE]\n\n", "{}", whole.text());
+    }
+    forebay.idle().await;
+    forebay.current.purge(None);
+    eventually("nothing is held", || (forebay.current.cached().bytes == 0).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_purge_means_what_is_being_computed_too() {
+    for (purged, stays) in [(Some("c"), false), (None, false), (Some("m"), true)] {
+        let (gate, count) = (Gate::new(), AtomicU16::new(0));
+        let opens = gate.clone();
+        let engine = Engine::new(move |_| {
+            let n = count.fetch_add(1, SeqCst);
+            Reply::raw("").wait(&opens).bytes(format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{n}"))
+        })
+        .await;
+        let forebay = cached(in_front_of(&[&engine])).start().await;
+        let mut clients = Vec::new();
+        for version in [Version::H1, Version::H2, Version::H1] {
+            clients.push(Client::connect(&forebay, version).await);
+        }
+        let request = prompt("");
+        // Nobody else: what is computed lands nowhere.
+        let alone = clients[0].send(&request).await;
+        engine.asked(0).await;
+        forebay.current.purge(purged);
+        gate.open();
+        assert_eq!(alone.answer().await.whole().await.text(), "0");
+        let [first, second, third] = &mut clients[..] else { unreachable!() };
+        if stays {
+            assert_eq!(did(&second.ask(&request).await), "HIT");
+            continue;
+        }
+        // Who asks after the purge does not see what was begun before it.
+        let before = first.send(&request).await;
+        engine.asked(1).await;
+        forebay.current.purge(purged);
+        let after = second.send(&request).await;
+        engine.asked(2).await;
+        (0..2).for_each(|_| gate.open());
+        let (before, after) = (before.answer().await.whole().await, after.answer().await.whole().await);
+        assert_eq!((did(&before), before.text(), did(&after), after.text()), ("MISS", "1", "MISS", "2"));
+        let kept = third.ask(&request).await;
+        assert_eq!((did(&kept), kept.text()), ("HIT", "2"));
+    }
 }

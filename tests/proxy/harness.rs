@@ -238,7 +238,7 @@ impl Forebay {
 
     fn counted(&self, series: &str, labels: &[&str]) -> String {
         let text =
-            self.observer.metrics.text((0, 0), std::iter::empty(), std::iter::empty(), self.current.kept()).unwrap();
+            self.observer.metrics.text((0, 0), std::iter::empty(), std::iter::empty(), self.current.cached()).unwrap();
         let label = |line: &str, name: &str| {
             let value = line.split(&format!("{name}=\"")).nth(1)?.split('"').next()?;
             Some(format!("{value} "))

@@ -1,7 +1,7 @@
 //! A flight's tape: what its exchange has recorded so far, and how far each watcher has seen it.
 //!
-//! Up to `most` bytes it keeps everything, so that a watcher sees the answer from its start whenever it comes and however slowly
-//! it reads. Past that it is a window over the answer, and moves on as the slowest watcher does. What may surprise:
+//! At first it keeps everything, so that a watcher sees the answer from its start whenever it comes and however slowly
+//! it reads. Past its bounds it is a window over the answer, and moves on as the slowest watcher does. What may surprise:
 //! - A watcher that stands still is cut off only where another one waits for it: alone it holds up nobody but itself.
 //! - A piece weighs [`LEAST`] bytes at least: an engine that sends a byte at a time must not fill the memory with what holds
 //!   the bytes together.
@@ -150,6 +150,20 @@ impl<H, S> Tape<H, S> {
             return Some(Ok(Event::End(pieces)));
         }
         if pieces.is_empty() { broken } else { Some(Ok(Event::Body(pieces))) }
+    }
+
+    /// The pieces in the window.
+    pub(super) fn pieces(&self) -> Vec<Bytes> {
+        self.pieces.iter().cloned().collect()
+    }
+
+    /// Lets go of what all have seen: nobody else is to come.
+    pub(super) fn forget(&mut self) {
+        let seats = self.seats.iter().map(|(_, seat)| seat.at).filter(|at| *at >= self.gone);
+        let seen = seats.min().unwrap_or(self.gone + self.pieces.len());
+        while self.gone < seen {
+            self.drop_first();
+        }
     }
 
     /// Moves the window on until it has room: it holds at most `most` bytes then. What goes is what all have seen, or all but

@@ -106,15 +106,6 @@ impl Piece {
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }
-
-    /// Gives back what is not needed for the first `length` bytes.
-    pub(super) fn trim(&mut self, length: usize) {
-        let kept = length.next_multiple_of(UNIT).max(UNIT);
-        if kept < self.bytes.len() {
-            let rest = self.bytes.split_off(kept);
-            self.arena.blocks.lock().give(self.block, rest);
-        }
-    }
 }
 
 impl AsRef<[u8]> for Piece {
@@ -323,7 +314,6 @@ mod tests {
                 if take {
                     if let Some(mut piece) = arena.take(size, 7) {
                         piece.as_mut().fill(number);
-                        piece.trim(which % (piece.len() + 1));
                         pieces.push((piece, number));
                     }
                 } else if let Some(which) = which.checked_rem(pieces.len()) {
