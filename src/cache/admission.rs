@@ -17,14 +17,12 @@ use super::canonical::{Canonical, Circumstances, Formless, PromptKey};
 /// A request, as far as the cache decides over it.
 #[derive(Clone, Copy)]
 pub struct Asked<'a> {
-    /// Its method.
-    pub method: &'a Method,
+    /// What its `Cache-Control` says.
+    pub directives: Directives,
     /// Its path as the engine is asked for it.
     pub path: &'a str,
     /// What its key is made of besides the body.
     pub circumstances: Circumstances<'a>,
-    /// The whole body, as the client sent it.
-    pub body: &'a [u8],
     /// Whether the model keeps sampled answers too.
     pub sampled: bool,
 }
@@ -94,15 +92,28 @@ pub enum Unkept {
 /// The endpoint whose answers depend on nothing but the prompt.
 const EMBEDDINGS: &str = "/v1/embeddings";
 
-/// What the cache does with a request to a model that has one. Reads the whole body only if its headers admit it.
+/// That a request's header does not keep it from the cache, so that its body is worth to be read.
+///
+/// # Errors
+/// [`Bypass`] says why it does.
+pub fn admit(method: &Method, directives: Directives) -> Result<(), Bypass> {
+    match directives {
+        _ if *method != Method::POST => Err(Bypass::Method),
+        Directives { no_store: true, .. } => Err(Bypass::NoStore),
+        Directives { no_cache: true, only_if_cached: true, .. } => Err(Bypass::NoAnswer),
+        _ => Ok(()),
+    }
+}
+
+/// What the cache does with a request to a model that has one. `body` is its body's form, or why it has none or was not read.
 #[must_use]
-pub fn decide(asked: &Asked<'_>) -> Decision {
-    let directives = Directives::read(asked.circumstances.headers);
-    match asked.key(directives) {
-        Ok(key) if directives.only_if_cached => Decision::Look { key, mode: Mode::Recall },
-        Ok(key) if directives.no_cache => Decision::Look { key, mode: Mode::Renew },
+pub fn decide(asked: &Asked<'_>, body: Result<Canonical, Bypass>) -> Decision {
+    let Directives { no_cache, only_if_cached, .. } = asked.directives;
+    match body.and_then(|body| asked.key(&body)) {
+        Ok(key) if only_if_cached => Decision::Look { key, mode: Mode::Recall },
+        Ok(key) if no_cache => Decision::Look { key, mode: Mode::Renew },
         Ok(key) => Decision::Look { key, mode: Mode::Use },
-        Err(why) if directives.only_if_cached => Decision::NotCached(why),
+        Err(why) if only_if_cached => Decision::NotCached(why),
         Err(why) => Decision::Bypass(why),
     }
 }
@@ -124,21 +135,12 @@ pub fn keep(status: StatusCode, size: u64, max_body: u64) -> Result<(), Unkept> 
 // === impl Asked ===
 
 impl Asked<'_> {
-    fn key(&self, directives: Directives) -> Result<PromptKey, Bypass> {
-        if self.method != Method::POST {
-            return Err(Bypass::Method);
+    fn key(&self, body: &Canonical) -> Result<PromptKey, Bypass> {
+        if body.deterministic || self.sampled || self.path == EMBEDDINGS {
+            Ok(PromptKey::new(&self.circumstances, body))
+        } else {
+            Err(Bypass::Sampled)
         }
-        if directives.no_store {
-            return Err(Bypass::NoStore);
-        }
-        if directives.no_cache && directives.only_if_cached {
-            return Err(Bypass::NoAnswer);
-        }
-        let body = Canonical::read(self.body).map_err(Bypass::Formless)?;
-        if !(body.deterministic || self.sampled || self.path == EMBEDDINGS) {
-            return Err(Bypass::Sampled);
-        }
-        Ok(PromptKey::new(&self.circumstances, &body))
     }
 }
 
@@ -230,8 +232,11 @@ mod tests {
         }
     }
 
-    /// A sampled chat prompt, to be changed.
-    fn asked<'a>(headers: &'a HeaderMap, body: &'a str) -> Asked<'a> {
+    /// A request with its method and body.
+    type Whole<'a> = (Asked<'a>, &'a Method, &'a str);
+
+    /// A chat prompt, to be changed.
+    fn asked<'a>(headers: &'a HeaderMap, body: &'a str) -> Whole<'a> {
         let circumstances = Circumstances {
             scope: Scope::Shared,
             target: "/v1/chat/completions",
@@ -240,13 +245,13 @@ mod tests {
             upstream: None,
             version: "",
         };
-        Asked {
-            method: &Method::POST,
-            path: "/v1/chat/completions",
-            circumstances,
-            body: body.as_bytes(),
-            sampled: false,
-        }
+        let directives = Directives::read(headers);
+        (Asked { directives, path: "/v1/chat/completions", circumstances, sampled: false }, &Method::POST, body)
+    }
+
+    fn decided((asked, method, body): Whole<'_>) -> Decision {
+        let read = || Canonical::read(body.as_bytes()).map_err(Bypass::Formless);
+        decide(&asked, admit(method, asked.directives).and_then(|()| read()))
     }
 
     const FIXED: &str = r#"{"model":"m","temperature":0}"#;
@@ -256,24 +261,26 @@ mod tests {
     #[test]
     fn only_deterministic_posts_are_admitted() {
         let headers = HeaderMap::new();
-        let (fixed, sampled) = (asked(&headers, FIXED), asked(&headers, SAMPLED));
-        let twice = Bypass::Formless(Formless::DuplicateMember);
+        let sampled = |(asked, method, body)| (Asked { sampled: true, ..asked }, method, body);
+        let at = |path, (asked, method, body)| (Asked { path, ..asked }, method, body);
+        let by = |method, (asked, _, body)| (asked, method, body);
+        let (drawn, twice) = (Some(Bypass::Sampled), Some(Bypass::Formless(Formless::DuplicateMember)));
         let cases = [
-            (fixed, None),
+            (asked(&headers, FIXED), None),
             (asked(&headers, r#"{"seed":7,"temperature":1,"model":"m"}"#), None),
-            (sampled, Some(Bypass::Sampled)),
-            (Asked { sampled: true, ..sampled }, None),
-            (Asked { path: "/v1/embeddings", ..sampled }, None),
-            (Asked { path: "/v1/embeddings/x", ..sampled }, Some(Bypass::Sampled)),
-            (Asked { path: "/v1/rerank", ..sampled }, Some(Bypass::Sampled)),
-            (Asked { method: &Method::PUT, ..fixed }, Some(Bypass::Method)),
-            (Asked { method: &Method::GET, sampled: true, ..fixed }, Some(Bypass::Method)),
-            (asked(&headers, TWICE), Some(twice)),
-            (Asked { sampled: true, ..asked(&headers, TWICE) }, Some(twice)),
-            (Asked { path: "/v1/embeddings", ..asked(&headers, TWICE) }, Some(twice)),
+            (asked(&headers, SAMPLED), drawn),
+            (sampled(asked(&headers, SAMPLED)), None),
+            (at("/v1/embeddings", asked(&headers, SAMPLED)), None),
+            (at("/v1/embeddings/x", asked(&headers, SAMPLED)), drawn),
+            (at("/v1/rerank", asked(&headers, SAMPLED)), drawn),
+            (by(&Method::PUT, asked(&headers, FIXED)), Some(Bypass::Method)),
+            (by(&Method::GET, sampled(asked(&headers, FIXED))), Some(Bypass::Method)),
+            (asked(&headers, TWICE), twice),
+            (sampled(asked(&headers, TWICE)), twice),
+            (at("/v1/embeddings", asked(&headers, TWICE)), twice),
         ];
         for (index, (asked, why)) in cases.into_iter().enumerate() {
-            match (decide(&asked), why) {
+            match (decided(asked), why) {
                 (Decision::Look { mode: Mode::Use, .. }, None) => {}
                 (Decision::Bypass(said), Some(why)) => assert_eq!(said, why, "{index}"),
                 (decision, _) => panic!("{index}: {decision:?}"),
@@ -285,7 +292,7 @@ mod tests {
     fn the_client_says_what_the_cache_may_do() {
         use Bypass::{NoAnswer, NoStore, Sampled};
         let plain = HeaderMap::new();
-        let Decision::Look { key, .. } = decide(&asked(&plain, FIXED)) else { panic!("it is deterministic") };
+        let Decision::Look { key, .. } = decided(asked(&plain, FIXED)) else { panic!("it is deterministic") };
         let look = |mode| Decision::Look { key, mode };
         for (line, fixed, sampled) in [
             ("", look(Mode::Use), Decision::Bypass(Sampled)),
@@ -297,8 +304,8 @@ mod tests {
             ("no-cache, only-if-cached", Decision::NotCached(NoAnswer), Decision::NotCached(NoAnswer)),
         ] {
             let headers = lines(&[line.as_bytes()]);
-            assert_eq!(decide(&asked(&headers, FIXED)), fixed, "{line}");
-            assert_eq!(decide(&asked(&headers, SAMPLED)), sampled, "{line}");
+            assert_eq!(decided(asked(&headers, FIXED)), fixed, "{line}");
+            assert_eq!(decided(asked(&headers, SAMPLED)), sampled, "{line}");
         }
     }
 
@@ -308,10 +315,10 @@ mod tests {
         let accept = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static("text/event-stream"))]);
         let agent = HeaderMap::from_iter([(USER_AGENT, HeaderValue::from_static("x"))]);
         let streamed = r#"{"model":"m","temperature":0,"stream":true}"#;
-        let decision = decide(&asked(&plain, FIXED));
-        assert_eq!(decide(&asked(&agent, r#"{ "temperature": 0, "mod\u0065l": "m" }"#)), decision);
-        assert_ne!(decide(&asked(&plain, streamed)), decision);
-        assert_ne!(decide(&asked(&accept, FIXED)), decision);
+        let decision = decided(asked(&plain, FIXED));
+        assert_eq!(decided(asked(&agent, r#"{ "temperature": 0, "mod\u0065l": "m" }"#)), decision);
+        assert_ne!(decided(asked(&plain, streamed)), decision);
+        assert_ne!(decided(asked(&accept, FIXED)), decision);
     }
 
     #[test]

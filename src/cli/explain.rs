@@ -16,11 +16,12 @@ use super::check::{joined, some};
 use super::{Failure, Source, check};
 use crate::access::key::Refused;
 use crate::access::route::{Auth, Miss, Target, read};
-use crate::access::{Key, Route};
+use crate::access::{Key, Model, Route};
 use crate::cache::Terms;
+use crate::cache::admission::{Directives, admit};
 use crate::config::plan::Plan;
+use crate::pool::Settings;
 use crate::pool::settings::{Limits, Queue};
-use crate::pool::{PoolId, Settings};
 use crate::prompt::scan::scan;
 use crate::proxy::admission::{asks_health, keeps_prefix, model, no_route, reads};
 use crate::proxy::headers::{self, readdress};
@@ -165,7 +166,11 @@ impl Steps<'_> {
                 let prompt = scan(body.to_string().as_bytes()).map_err(Rejection::Unreadable);
                 let prompt =
                     prompt.inspect_err(|_| self.line("model", "asked for by the route; name one with --model"))?;
-                self.model(key, &prompt.model)?
+                let model = self.model(key, &prompt.model)?;
+                if let Some(terms) = &model.cache {
+                    self.line("cache", cached(terms, &method));
+                }
+                model.pool
             }
             Target::Pool(pool) => pool,
         };
@@ -214,8 +219,8 @@ impl Steps<'_> {
         Ok(key)
     }
 
-    /// The pool of a model, if the key may ask it.
-    fn model(&mut self, key: Option<Arc<Key>>, name: &str) -> Result<PoolId, Rejection> {
+    /// The model, if the key may ask it.
+    fn model(&mut self, key: Option<Arc<Key>>, name: &str) -> Result<Arc<Model>, Rejection> {
         let found = model(self.plan, key.as_deref(), name);
         match (&found, &key) {
             (Ok(model), _) => {
@@ -223,9 +228,6 @@ impl Steps<'_> {
                 let sent =
                     model.upstream.as_ref().map_or(String::new(), |name| format!("; the engine is asked for {name}"));
                 self.line("model", format!("{name}, found by {entry}{sent}"));
-                if let Some(terms) = &model.cache {
-                    self.line("cache", cached(terms));
-                }
             }
             (Err(Rejection::ModelNotAllowed(_)), Some(key)) => {
                 let globs = if key.models.is_empty() { "none".into() } else { joined(&key.models) };
@@ -236,7 +238,7 @@ impl Steps<'_> {
                 self.line("model", format!("{name} is none of {}", joined(known)));
             }
         }
-        found.map(|model| model.pool)
+        found
     }
 
     /// Who may answer, and under which bounds.
@@ -276,8 +278,11 @@ impl Steps<'_> {
     }
 }
 
-/// What the cache would do.
-fn cached(Terms { ttl, shared, sampled }: &Terms) -> String {
+/// What the cache would do. The header's directives and the body are not known.
+fn cached(Terms { ttl, shared, sampled }: &Terms, method: &Method) -> String {
+    if let Err(why) = admit(method, Directives::default()) {
+        return format!("leaves the request alone, because {why}");
+    }
     let (ttl, who) = (time(Some(*ttl)), if *shared { "all who may ask it" } else { "this key alone" });
     let what = if *sampled { "any prompt" } else { "embeddings, and prompts with `temperature` 0 or a `seed`" };
     format!("keeps the answers to {what} for {ttl}, for {who}")

@@ -77,7 +77,7 @@ impl Proxy {
         let pool = live.pool(model.pool);
         x.admitted.model = Some(model.clone());
         x.admitted.pool = Some(pool.clone());
-        let found = self.look_up(session, x, &model, &body)?;
+        let found = self.look_up(session, x, &model, &body).await?;
         if let Found::Kept(kept) = found {
             return self.give(session, x, &kept).await.map(|()| true);
         }

@@ -41,12 +41,21 @@ name = "api"
 path = "/v1/*"
 by = "model"
 
+[[route]]
+name = "put"
+path = "/put/*"
+methods = ["PUT"]
+by = "model"
+
 [model.demo]
 pool = "gpus"
 
 [model."llama-*"]
 pool = "gpus"
 upstream = "meta/llama"
+
+[model."llama-*".cache]
+ttl = "10m"
 """
 
 CHAT = "/v1/chat/completions"
@@ -165,6 +174,7 @@ The request would be let through: to pool gpus.
   route    api: /v1/* by model
   key      llama-only may use the route
   model    llama-3, found by llama-*; the engine is asked for meta/llama
+  cache    keeps the answers to embeddings, and prompts with `temperature` 0 or a `seed` for 10m, for this key alone
   pool     gpus: round-robin over
            gpu1 at 127.0.0.1:{port}, weight 2
   engine   is asked POST //v1/chat/completions?x=1
@@ -172,6 +182,13 @@ The request would be let through: to pool gpus.
   timeouts connect 1s, first_byte 5m, idle 2m, total none
   attempts 3 at most
 """
+
+
+def test_a_method_that_is_not_for_the_cache_is_said(forebay):
+    request = ["--path", "/put/x", "--key", "everything", "--method", "PUT", "--model"]
+    said = explain(forebay, *request, "llama-3")
+    assert "\n  cache    leaves the request alone, because it is no POST\n" in said.stdout, said.stdout
+    assert "  cache " not in explain(forebay, *request, "demo").stdout
 
 
 def test_what_is_stripped_is_gone_for_the_engine(forebay):

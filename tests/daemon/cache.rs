@@ -6,7 +6,7 @@ use std::thread;
 
 use crate::configuration::{Configuration, SECRET};
 use crate::harness::{Engine, Folder, Forebay, until};
-use crate::http::{Answer, Client};
+use crate::http::{Answer, Client, chat};
 use crate::stub::{Stub, whole};
 
 /// A model `m` with a cache, of this version.
@@ -97,4 +97,15 @@ fn a_purge_means_what_an_engine_is_still_computing() {
     });
     open.send(()).expect("the engine listens");
     assert_eq!([ask(&forebay), ask(&forebay)], ["MISS", "HIT"]);
+}
+
+#[test]
+fn the_log_says_on_demand_why_a_prompt_is_not_for_the_cache() {
+    let engine = Engine::start("e", &[]);
+    let folder = Folder::new();
+    let configuration = configuration(&folder, &engine, "1").more("[log]\nlevel = \"debug\"");
+    let forebay = Forebay::start_in(folder, &configuration);
+    forebay.until_ready();
+    assert_eq!(did(&forebay, &chat("m", "word", false)), "BYPASS");
+    forebay.until_said("not for the cache, because its temperature is not 0 and it has no seed");
 }

@@ -454,3 +454,22 @@ async fn a_purge_means_what_is_being_computed_too() {
         assert_eq!((did(&kept), kept.text()), ("HIT", "2"));
     }
 }
+
+#[tokio::test]
+async fn a_large_prompt_is_kept_as_any_other_and_whoever_sends_it_may_leave() {
+    let large = format!(",\"x\":\"{}\"", "x".repeat(1_000_000));
+    for (version, how) in WAYS {
+        let engine = Engine::fine().await;
+        let forebay = cached(in_front_of(&[&engine])).start().await;
+        let mut leaves = Client::connect(&forebay, version).await;
+        leaves.send(&prompt(&large)).await.leave(how);
+        forebay.record().await;
+        forebay.idle().await;
+        forebay.current.purge(None);
+        let mut client = Client::connect(&forebay, version).await;
+        for what in ["MISS", "HIT"] {
+            let answer = client.ask(&prompt(&large)).await;
+            assert_eq!((answer.status, did(&answer), answer.complete), (200, what, true), "{version:?} {how:?}");
+        }
+    }
+}
