@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use crate::client::{Client, Http2, Leaving, Request, VERSIONS, Version, WAYS, Whole, post};
+use crate::client::{Client, Http1, Http2, Leaving, Request, VERSIONS, Version, WAYS, Whole, post};
 use crate::harness::{Builder, Forebay, SECRET, at, eventually, in_front_of, key};
 use crate::upstream::{Engine, Gate, Reply, http2};
 
@@ -471,5 +471,69 @@ async fn a_large_prompt_is_kept_as_any_other_and_whoever_sends_it_may_leave() {
             let answer = client.ask(&prompt(&large)).await;
             assert_eq!((answer.status, did(&answer), answer.complete), (200, what, true), "{version:?} {how:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn clients_of_http_1_0_have_it_in_a_form_that_they_know() {
+    let (one, two) = ("data: 1\n\n", "data: [DONE]\n\n");
+    let both = [one, two].concat();
+    for (measured, keeps) in [(true, true), (true, false), (false, true), (false, false)] {
+        let gate = Gate::new();
+        let head =
+            format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {}\r\n\r\n", both.len());
+        let reply = if measured {
+            Reply::raw(head).bytes(both.clone())
+        } else {
+            Reply::events().chunk(one).wait(&gate).chunk(two).last()
+        };
+        let engine = Engine::always(reply).await;
+        let forebay = cached(in_front_of(&[&engine])).start().await;
+        let body = "{\"model\":\"c\",\"temperature\":0,\"stream\":true}";
+        let ask = |more: &str| {
+            let connection = if keeps { "connection: keep-alive\r\n" } else { "" };
+            let head =
+                format!("POST /v1/chat/completions HTTP/1.0\r\nauthorization: Bearer {SECRET}\r\n{connection}{more}");
+            format!("{head}content-length: {}\r\n\r\n{body}", body.len())
+        };
+        // The first finds nothing, and where the answer has begun before its end, the next one watches it too.
+        let dids = if measured { &["MISS"][..] } else { &["MISS", "COALESCED"] };
+        let mut clients = Vec::new();
+        for _ in dids {
+            clients.push(Http1::connect(forebay.address).await);
+        }
+        let mut answers = Vec::new();
+        for client in &mut clients {
+            client.write(ask("").as_bytes()).await;
+            let mut answer = client.answer().await;
+            assert_eq!(answer.event().await.as_deref(), Some(one));
+            answers.push(answer);
+        }
+        gate.open();
+        for (answer, what) in answers.into_iter().zip(dids) {
+            let whole = answer.whole().await;
+            assert_eq!((did(&whole), whole.text(), whole.complete), (*what, two, true), "{measured} {keeps}");
+            assert_eq!(whole.header("transfer-encoding"), None, "HTTP/1.0 knows no chunks");
+            assert_eq!(whole.header("content-length").is_some(), measured);
+        }
+        let mut client = clients.remove(0);
+        let mut stays = keeps && measured;
+        for (more, what, length) in
+            [("", "HIT", true), ("", "HIT", true), ("cache-control: no-store\r\n", "BYPASS", measured)]
+        {
+            if !stays {
+                client.is_closed().await;
+                client = Http1::connect(forebay.address).await;
+            }
+            client.write(ask(more).as_bytes()).await;
+            gate.open();
+            let whole = client.answer().await.whole().await;
+            assert_eq!((did(&whole), whole.text(), whole.complete), (what, &*both, true), "{measured} {keeps}");
+            assert_eq!(whole.header("transfer-encoding"), None, "HTTP/1.0 knows no chunks");
+            assert_eq!(whole.header("content-length").is_some(), length);
+            stays = keeps && length;
+            assert_eq!(whole.header("connection"), Some(if stays { "keep-alive" } else { "close" }));
+        }
+        assert_eq!(engine.requests(), 2);
     }
 }
