@@ -153,20 +153,20 @@ class Forebay(Process):
     """`forebay run`: the proxy, with the port for clients (`port`) and the one for operators (`admin`)."""
 
     @classmethod
-    def start(cls, directory, configuration):
-        """`configuration` is TOML without the listeners' addresses, of which `[server]` comes first."""
+    def start(cls, directory, configuration, admin=""):
+        """`configuration` is TOML without the listeners' addresses, of which `[server]` comes first; `admin` is for `[admin]`."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
 
         def start():
-            port, admin = free_port(), free_port()
+            port, tools = free_port(), free_port()
             file = directory / "forebay.toml"
             file.write_text(
-                f'[admin]\nlisten = "127.0.0.1:{admin}"\n\n'
+                f'[admin]\nlisten = "127.0.0.1:{tools}"\n{admin}\n'
                 f'[server]\nlisten = ["127.0.0.1:{port}"]\n{configuration}'
             )
             forebay = cls(["run", "-c", str(file)], directory / "forebay.log")
-            forebay.file, forebay.port, forebay.admin = file, port, admin
+            forebay.file, forebay.port, forebay.admin = file, port, tools
             return forebay
 
         return started(start, lambda forebay: is_ok(forebay.admin, "/startupz") and is_ok(forebay.admin, "/readyz"))

@@ -1,21 +1,30 @@
 """The prompt cache through the real clients: the same call is computed once."""
 
+import hashlib
+import json
+import os
+import re
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import World
-from harness import Engine, Forebay, Key, Metrics, ask
+from harness import ROOT, Engine, Forebay, Key, Metrics, ask
 
 PROMPT = [{"role": "user", "content": "the same question"}]
+# What an operator shows to change something.
+TOKEN = "the-token-of-an-operator"
 
 
 @pytest.fixture
 def cached(tmp_path):
-    """A forebay whose one model keeps its answers, in front of one engine that counts its requests."""
+    """A forebay whose models keep their answers, in front of one engine that counts its requests."""
     keys = [Key("one"), Key("two")]
     engine = Engine.start(tmp_path, "counts", [], "--first-token", "300")
-    pool = f'[pool.p]\nservers = ["127.0.0.1:{engine.port}"]\n[model."*"]\npool = "p"\n[model."*".cache]\n'
-    forebay = Forebay.start(tmp_path, pool + "".join(key.toml() for key in keys))
+    pool = f'[pool.p]\nservers = ["127.0.0.1:{engine.port}"]\n'
+    models = "".join(f'[model."{name}"]\npool = "p"\n[model."{name}".cache]\n' for name in ("*", "llama-3.3-70b"))
+    token = f'token_sha256 = "{hashlib.sha256(TOKEN.encode()).hexdigest()}"'
+    forebay = Forebay.start(tmp_path, pool + models + "".join(key.toml() for key in keys), token)
     yield World(forebay, {key.name: key for key in keys}, engine)
     forebay.stop()
     engine.popen.kill()
@@ -82,9 +91,27 @@ def test_a_purge_needs_leave_and_the_figures_tell(cached):
     with cached.client("one") as client:
         create = client.chat.completions.with_raw_response.create
         did = [create(model="m", messages=PROMPT, temperature=0).headers["x-forebay-cache"] for _ in range(2)]
-        # Without a token such a call is refused, and nothing is lost.
-        assert ask(cached.forebay.admin, "/cache/purge", "POST", body="{}").status == 403
+        # Without the token such a call is refused, and nothing is lost.
+        assert ask(cached.forebay.admin, "/cache/purge", "POST", body="{}").status == 401
         did.append(create(model="m", messages=PROMPT, temperature=0).headers["x-forebay-cache"])
     assert did == ["MISS", "HIT", "HIT"]
     assert ask(cached.forebay.admin, "/status").json()["cache"]["entries"] == 1
     assert cached.forebay.metrics().sum("forebay_cache_requests_total", result="hit") == 2
+
+
+def test_the_readmes_purge_throws_out_the_answers_of_its_model(cached):
+    [command] = re.findall(r"^ *(curl .*/cache/purge .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert command.count("127.0.0.1:9180") == 1
+    with cached.client("one") as client:
+
+        def did():
+            create = client.chat.completions.with_raw_response.create
+            answers = [create(model=model, messages=PROMPT, temperature=0) for model in ("llama-3.3-70b", "m")]
+            return [answer.headers["x-forebay-cache"] for answer in answers]
+
+        assert [did(), did()] == [["MISS", "MISS"], ["HIT", "HIT"]]
+        command = command.replace("127.0.0.1:9180", f"127.0.0.1:{cached.forebay.admin}")
+        environment = os.environ | {"TOKEN": TOKEN}
+        done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, timeout=30)
+        assert (done.returncode, done.stderr, json.loads(done.stdout)) == (0, "", {"purged": 1})
+        assert did() == ["MISS", "HIT"]
