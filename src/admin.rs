@@ -116,7 +116,9 @@ impl Admin {
         let clients = &self.current.clients;
         let (servers, queues) = (status::gauged(&live), status::queued(&live));
         let (connected, cache) = ((clients.connected(), clients.refused()), self.current.cached());
-        match self.observer.metrics.text(connected, servers, queues, cache) {
+        let text = self.observer.metrics.text(connected, servers, queues, cache);
+        self.current.forget(&self.observer.metrics); // after it was told once more
+        match text {
             Ok(text) => {
                 let kind = "text/plain; version=0.0.4; charset=utf-8";
                 Answer { status: StatusCode::OK, kind, body: text.into(), more: None }

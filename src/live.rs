@@ -5,14 +5,15 @@
 pub mod clients;
 
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 
 use crate::cache::flight::UnderWay;
 use crate::cache::store::{Figures, Store};
 use crate::config::plan::Plan;
-use crate::observe::Meters;
+use crate::observe::{Meters, Metrics, Names};
 use crate::pool::{Pool, PoolId};
 use clients::Clients;
 
@@ -31,6 +32,8 @@ pub struct Live {
 #[derive(Debug)]
 pub struct Current {
     live: ArcSwap<Live>,
+    /// Those that were in force before, while requests have them pinned.
+    former: Mutex<Vec<Weak<Live>>>,
     /// The clients of all traffic listeners.
     pub clients: Clients,
     /// The answers that are kept. It is there as soon as a plan has a model whose answers are: even empty it takes some memory.
@@ -72,6 +75,7 @@ impl Current {
     pub fn new(live: Live) -> Self {
         let current = Self {
             live: ArcSwap::from_pointee(live),
+            former: Mutex::default(),
             clients: Clients::default(),
             store: OnceLock::new(),
             flights: OnceLock::new(),
@@ -90,7 +94,21 @@ impl Current {
     /// Puts another one in force for all requests from now on.
     pub fn replace(&self, live: Live) {
         self.make_room(&live.plan);
-        self.live.store(Arc::new(live));
+        let mut former = self.former.lock();
+        former.push(Arc::downgrade(&self.live.swap(Arc::new(live))));
+    }
+
+    /// Has the metrics forget what is gone: what neither the plan in force has, nor one under which a request still is.
+    pub fn forget(&self, metrics: &Metrics) {
+        let mut former = self.former.lock(); // until it is done, no other plan comes with a name that is about to be forgotten
+        let known = former.len();
+        former.retain(|live| live.strong_count() > 0);
+        if former.len() < known {
+            let mut names = Names::default();
+            let used = former.iter().filter_map(Weak::upgrade).chain([self.live()]);
+            used.for_each(|live| live.name(&mut names));
+            metrics.forget(&names);
+        }
     }
 
     /// Has the cache take what a plan gives it, if any of its models has one.
@@ -195,6 +213,18 @@ impl Live {
         let servers: Vec<usize> = plan.pools.iter().map(|pool| pool.servers.len()).collect();
         let meters = Meters::new(plan.routes.iter().count(), plan.models.iter().count(), &servers);
         Self { plan, pools, meters }
+    }
+
+    /// Adds what its metrics may be called by.
+    fn name(&self, names: &mut Names) {
+        let Plan { routes, models, pools, key_names, .. } = &self.plan;
+        names.routes.extend(routes.iter().map(|route| route.name.clone()));
+        names.models.extend(models.iter().map(|model| model.name.clone()));
+        names.keys.extend(key_names.iter().cloned());
+        for pool in pools {
+            let servers = pool.servers.iter().map(|server| server.name.clone());
+            names.pools.entry(pool.name.clone()).or_default().extend(servers);
+        }
     }
 
     /// The pool of this place in the plan.

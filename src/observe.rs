@@ -4,6 +4,7 @@ pub mod access_log;
 pub mod logger;
 pub mod meters;
 pub mod metrics;
+pub mod names;
 pub mod sink;
 
 use std::net::IpAddr;
@@ -14,6 +15,7 @@ use serde::Deserialize;
 pub use access_log::AccessLog;
 pub use meters::Meters;
 pub use metrics::{Gauged, Metrics};
+pub use names::Names;
 
 use crate::access::key::Refused;
 use crate::pool::Pool;

@@ -1,9 +1,10 @@
 //! Every metric, in one list. Labels come from the configuration only, never from what clients send.
 //!
-//! What a reload takes out of the configuration keeps its counts here until the process ends, as Prometheus expects.
+//! What a reload takes out of the configuration goes from here with its last request, after one more answer to Prometheus: a
+//! configuration that changes for months would else leave ever more behind. If it comes back, it begins at nought.
 
 use parking_lot::Mutex;
-use prometheus::core::Collector;
+use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Encoder, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -11,6 +12,7 @@ use prometheus::{
 };
 
 use super::meters::{Attempts, ByCode, Meters, Requests, Whose};
+use super::names::{Labelled, Names};
 use super::{Cached, Left, Named, Record};
 use crate::access::key::Refused;
 use crate::cache::store::Figures;
@@ -35,6 +37,8 @@ pub struct Metrics {
     reload_successful: IntGauge,
     reload_timestamp: Gauge,
     now: Mutex<Now>,
+    /// Those that have labels.
+    labelled: Vec<Box<dyn Labelled>>,
 }
 
 /// What is read when it is asked for. Locked meanwhile.
@@ -82,11 +86,11 @@ impl Metrics {
     /// # Errors
     /// When two of them have one name, which a test rules out.
     pub fn new() -> Result<Self> {
-        let all = List(Registry::new());
+        let mut all = List::default();
         let build = all.gauges("forebay_build_info", "1, with what runs.", &["version", "revision"])?;
         build.with_label_values(&[crate::VERSION, crate::REVISION]).set(1);
         let process = i32::try_from(std::process::id()).unwrap_or(0);
-        all.0.register(Box::new(ProcessCollector::new(process, "")))?;
+        all.registry.register(Box::new(ProcessCollector::new(process, "")))?;
         let auth_failures =
             all.counters("forebay_auth_failures_total", "Requests without a valid key, by why.", &["reason"])?;
         let aborts = all.counters("forebay_client_aborts_total", "Requests whose client left, by when.", &["phase"])?;
@@ -168,7 +172,8 @@ impl Metrics {
                     "Connections of clients beyond max_connections.",
                 )?)?,
             }),
-            registry: all.0,
+            registry: all.registry,
+            labelled: all.labelled,
         })
     }
 
@@ -249,6 +254,11 @@ impl Metrics {
         self.reloads.with_label_values(&[if successful { "success" } else { "failure" }]).inc();
     }
 
+    /// Forgets what was counted for all that is in use no more.
+    pub fn forget(&self, names: &Names) {
+        self.labelled.iter().for_each(|metric| metric.forget(names));
+    }
+
     /// All of it in Prometheus' text format, with the clients that are connected, those that were refused since the start, how
     /// the servers are now, how many requests wait in each pool's queue, and how the cache stands.
     ///
@@ -284,27 +294,36 @@ impl Metrics {
 }
 
 /// The metrics that are exposed.
-struct List(Registry);
+#[derive(Default)]
+struct List {
+    registry: Registry,
+    labelled: Vec<Box<dyn Labelled>>,
+}
 
 // === impl List ===
 
 impl List {
     fn add<C: Collector + Clone + 'static>(&self, metric: C) -> Result<C> {
-        self.0.register(Box::new(metric.clone()))?;
+        self.registry.register(Box::new(metric.clone()))?;
         Ok(metric)
     }
 
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec> {
-        self.add(IntCounterVec::new(Opts::new(name, help), labels)?)
+    fn add_labelled<T: MetricVecBuilder + 'static>(&mut self, metrics: MetricVec<T>) -> Result<MetricVec<T>> {
+        self.labelled.push(Box::new(metrics.clone()));
+        self.add(metrics)
     }
 
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {
-        self.add(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    fn counters(&mut self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec> {
+        self.add_labelled(IntCounterVec::new(Opts::new(name, help), labels)?)
     }
 
-    fn histograms(&self, name: &str, help: &str, labels: &[&str], bounds: &[f64]) -> Result<HistogramVec> {
+    fn gauges(&mut self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {
+        self.add_labelled(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn histograms(&mut self, name: &str, help: &str, labels: &[&str], bounds: &[f64]) -> Result<HistogramVec> {
         let options = HistogramOpts::new(name, help).buckets(bounds.to_vec());
-        self.add(HistogramVec::new(options, labels)?)
+        self.add_labelled(HistogramVec::new(options, labels)?)
     }
 }
 
