@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use crate::access::key;
 use crate::daemon::connection;
-use crate::daemon::reload::Reloader;
+use crate::daemon::reload::{Reloaded, Reloader};
 use crate::daemon::upgrade::{Successor, Upgrader};
 use crate::live::Current;
 use crate::observe::Observer;
@@ -129,9 +129,9 @@ impl Admin {
 
     async fn reload(&self) -> Answer {
         match self.reloader.reload().await {
-            Ok(last) => {
-                let restart_needed = last.restart_needed;
-                Answer::json(StatusCode::OK, &json!({"reloaded": true, "restart_needed": restart_needed}))
+            Ok(Reloaded { changes, upgrade_needed }) => {
+                let answer = json!({"reloaded": true, "changes": changes, "upgrade_needed": upgrade_needed});
+                Answer::json(StatusCode::OK, &answer)
             }
             Err(faults) => Answer::json(StatusCode::BAD_REQUEST, &json!({"reloaded": false, "faults": faults})),
         }

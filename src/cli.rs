@@ -9,6 +9,7 @@ mod drain;
 mod engine;
 mod explain;
 mod key;
+mod reload;
 mod run;
 mod status;
 mod upgrade;
@@ -33,6 +34,7 @@ enum Command {
     Check(check::Check),
     Explain(explain::Explain),
     Status(status::Status),
+    Reload(reload::Reload),
     Drain(drain::Drain),
     Ready(drain::Ready),
     Maint(drain::Maint),
@@ -74,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Check(command) => command.run(),
         Command::Explain(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Reload(command) => command.run(),
         Command::Drain(command) => command.run(),
         Command::Ready(command) => command.run(),
         Command::Maint(command) => command.run(),

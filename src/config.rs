@@ -6,9 +6,11 @@
 //! into what runs.
 
 mod address;
+pub mod changes;
 mod compile;
 mod decode;
 mod fault;
+mod footprint;
 mod merge;
 mod parse;
 pub mod plan;
@@ -32,8 +34,11 @@ pub use toml::Spanned;
 
 pub use address::Listen;
 pub use fault::{Fault, Faults, Place};
+pub use footprint::Footprint;
 pub use merge::Declared;
 pub use secret::Secret;
+#[cfg(test)]
+pub(crate) use source::tests::Folder;
 pub use source::{Loaded, Sources, load};
 pub use units::{Digest, Share, Size, parse_duration};
 
@@ -103,6 +108,8 @@ pub struct ServerTable {
     pub drain_upgrade: Duration,
     /// Idle connections kept to engines, in all.
     pub upstream_idle: Spanned<usize>,
+    /// Whether the files are read again as soon as one of them has changed.
+    pub watch: bool,
 }
 
 /// `[admin]`: the listener for metrics, probes and status.
@@ -478,6 +485,7 @@ impl Default for ServerTable {
             drain: Duration::from_secs(30),
             drain_upgrade: Duration::from_secs(3600),
             upstream_idle: unwritten(1024),
+            watch: false,
         }
     }
 }
@@ -636,6 +644,7 @@ mod tests {
             drain = "30s"
             drain_upgrade = "1h"
             upstream_idle = 1024
+            watch = false
             [admin]
             listen = "127.0.0.1:9180"
             token_sha256 = ""

@@ -195,7 +195,7 @@ impl Daemon {
         let mut signals = early.map_or_else(Signals::install, Ok)?;
         let (current, reloader, upgrader) = (self.current.clone(), self.reloader.clone(), self.upgrader.clone());
         let (supervisor, predecessor) = (self.supervisor.clone(), self.predecessor.take());
-        reloader.start_probes(predecessor.as_ref().map(|_| UNKNOWN)).await;
+        reloader.start(predecessor.as_ref().map(|_| UNKNOWN)).await;
         let (mut doors, mut admin) = self.open();
         let untold =
             |e| io::Error::other(format!("the process that this one takes over from does not wait for it: {e}"));

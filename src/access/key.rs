@@ -17,7 +17,7 @@ use super::Route;
 pub type Digest = [u8; 32];
 
 /// One client's credential: what it may ask for, never the secret.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Key {
     /// Shows in logs and metrics.
     pub name: Arc<str>,
@@ -84,6 +84,11 @@ impl Keys {
         let key = self.0.get(&digest(secret)).ok_or(Refused::Unknown)?;
         key.check(now)?;
         Ok(key)
+    }
+
+    /// Every digest, and whose it is, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&Digest, &Arc<Key>)> {
+        self.0.iter()
     }
 
     /// The key of this name.

@@ -66,7 +66,7 @@ fn of_config(plan: &Plan, last: &LastReload) -> Value {
         "files": files,
         "last_reload": time(last.at),
         "faults": last.faults,
-        "restart_needed": last.restart_needed,
+        "upgrade_needed": last.upgrade_needed,
     })
 }
 

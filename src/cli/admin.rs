@@ -24,7 +24,7 @@ use crate::config::{self, Listen};
 use crate::daemon::probe::connector;
 use crate::proxy::ending::in_words;
 
-/// The longest a call may take in all, unless its command says more.
+/// The longest a call may take in all, unless it says otherwise.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// The longest answer that is read, in bytes.
 const LONGEST: usize = 64 << 20;
@@ -47,8 +47,6 @@ pub(super) struct Caller {
     connector: Connector,
     /// Where it may listen; the first that answers counts.
     listens: Vec<Listen>,
-    /// The longest a call may take in all.
-    deadline: Duration,
 }
 
 /// What is asked.
@@ -58,6 +56,8 @@ struct Call {
     body: Bytes,
     /// The value of `Authorization`.
     token: Option<HeaderValue>,
+    /// How long it may take.
+    deadline: Duration,
 }
 
 /// What the daemon answered.
@@ -84,7 +84,7 @@ impl Whom {
             Some(listen) => vec![listen.clone()],
             None => self.configured()?,
         };
-        Ok(Caller { connector: connector(), listens, deadline: DEADLINE })
+        Ok(Caller { connector: connector(), listens })
     }
 
     fn configured(&self) -> Result<Vec<Listen>, Failure> {
@@ -109,17 +109,13 @@ impl Whom {
 // === impl Caller ===
 
 impl Caller {
-    /// With another time for each call.
-    pub(super) fn within(self, deadline: Duration) -> Self {
-        Self { deadline, ..self }
-    }
-
     /// Reads what is at a path.
     ///
     /// # Errors
     /// A line that says why there is no such answer, and what to do.
     pub(super) async fn read<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        let call = Call { method: Method::GET, path: path.to_owned(), body: Bytes::new(), token: None };
+        let (path, body) = (path.to_owned(), Bytes::new());
+        let call = Call { method: Method::GET, path, body, token: None, deadline: DEADLINE };
         let answer = self.call(&call).await?;
         if answer.status == StatusCode::OK { answer.read(&call) } else { Err(answer.strange(&call)) }
     }
@@ -129,11 +125,25 @@ impl Caller {
     /// # Errors
     /// A line that says why nothing has changed, and what to do; [`Failure::Usage`] where what is named is not there.
     pub(super) async fn change<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T, Failure> {
-        let token = token()?;
-        let call = Call { method: Method::POST, path: path.to_owned(), body: body.to_string().into(), token };
+        self.change_in(DEADLINE, path, body).await
+    }
+
+    /// The same with a time of its own.
+    ///
+    /// # Errors
+    /// As [`Caller::change`]; besides [`Failure::Usage`] with the faults, where the configuration has some.
+    pub(super) async fn change_in<T>(&self, deadline: Duration, path: &str, body: &Value) -> Result<T, Failure>
+    where
+        T: DeserializeOwned,
+    {
+        let (path, body, token) = (path.to_owned(), body.to_string().into(), token()?);
+        let call = Call { method: Method::POST, path, body, token, deadline };
         let answer = self.call(&call).await?;
         if answer.status == StatusCode::OK {
             return answer.read(&call);
+        }
+        if let Some(faults) = answer.faults() {
+            return Err(Failure::Usage(faults));
         }
         let Some(why) = answer.error() else { return Err(answer.strange(&call)) };
         Err(match answer.status {
@@ -153,10 +163,10 @@ impl Caller {
     async fn call(&self, call: &Call) -> Result<Answer, Failure> {
         let mut failed = Vec::new();
         for listen in &self.listens {
-            match timeout(self.deadline, self.ask(listen, call)).await {
+            match timeout(call.deadline, self.ask(listen, call)).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(e)) => failed.push(format!("{listen}: {}", in_words(&e))),
-                Err(_) => failed.push(format!("{listen}: no answer in {} s", self.deadline.as_secs())),
+                Err(_) => failed.push(format!("{listen}: no answer in {} s", call.deadline.as_secs())),
             }
         }
         let failed = failed.join("; ");
@@ -206,6 +216,13 @@ impl Answer {
     fn error(&self) -> Option<String> {
         let said: Value = serde_json::from_slice(&self.body).ok()?;
         Some(said["error"].as_str()?.replace(char::is_control, " "))
+    }
+
+    /// What is wrong with the configuration, a line each.
+    fn faults(&self) -> Option<String> {
+        let said: Value = serde_json::from_slice(&self.body).ok()?;
+        let faults = said["faults"].as_array()?.iter().filter_map(Value::as_str);
+        Some(faults.map(|fault| fault.replace(char::is_control, " ")).collect::<Vec<_>>().join("\n"))
     }
 
     fn strange(&self, call: &Call) -> Failure {

@@ -40,7 +40,7 @@ struct Told {
 impl Upgrade {
     pub(super) fn run(self) -> Result<(), Failure> {
         block_on(async {
-            let Told { pid, version } = self.whom.caller()?.within(LONGEST).change("/upgrade", &json!({})).await?;
+            let Told { pid, version } = self.whom.caller()?.change_in(LONGEST, "/upgrade", &json!({})).await?;
             super::print(&format!(
                 "upgraded: process {pid} serves, version {version}; the one before finishes its requests\n"
             ))

@@ -17,7 +17,7 @@ use log::LevelFilter;
 
 use super::plan::{Admin, Cache, Log, Plan, Server};
 use super::wording::advice;
-use super::{Config, Declared, Fault, Level, Listen, Loaded, Scope, Sources, Spanned};
+use super::{Config, Declared, Fault, Footprint, Level, Listen, Loaded, Scope, Sources, Spanned};
 use crate::access::route::{Auth, HostPattern, PathPattern, Target};
 use crate::access::{Key, Keys, Model, Models, Route, Routes, key};
 use crate::cache::Terms;
@@ -37,9 +37,9 @@ const MOST_OF_CACHE: u64 = 8;
 
 /// The plan that was written, and all that is wrong with it; with faults it is none to run.
 pub(super) fn compile(loaded: Loaded, environment: &dyn Fn(&str) -> Option<String>) -> (Plan, Vec<Fault>) {
-    let Loaded { config, sources, declared, faults } = loaded;
+    let Loaded { config, sources, declared, faults, footprint } = loaded;
     let places = config.pool.keys().enumerate().map(|(place, name)| (name.get_ref().as_str(), PoolId(place))).collect();
-    let mut compiler = Compiler { sources: &sources, declared: &declared, environment, places, faults };
+    let mut compiler = Compiler { sources: &sources, declared: &declared, environment, places, faults, footprint };
     let plan = compiler.plan(&config);
     (plan, compiler.faults)
 }
@@ -51,6 +51,7 @@ struct Compiler<'c> {
     environment: &'c dyn Fn(&str) -> Option<String>,
     places: BTreeMap<&'c str, PoolId>,
     faults: Vec<Fault>,
+    footprint: Footprint,
 }
 
 // === impl Compiler ===
@@ -71,6 +72,7 @@ impl Compiler<'_> {
         }
         Plan {
             files: self.sources.files().map(Path::to_owned).collect(),
+            footprint: std::mem::take(&mut self.footprint),
             loaded_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             server: server(&config.server),
             admin: Admin {
@@ -407,5 +409,6 @@ fn server(server: &super::ServerTable) -> Server {
         drain: server.drain,
         drain_upgrade: server.drain_upgrade,
         upstream_idle: *server.upstream_idle.get_ref(),
+        watch: server.watch,
     }
 }

@@ -34,6 +34,12 @@ impl Faults {
     pub fn iter(&self) -> impl Iterator<Item = &Fault> {
         self.0.iter()
     }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 impl From<Vec<Fault>> for Faults {

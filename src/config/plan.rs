@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use log::LevelFilter;
 
 use super::compile::compile;
-use super::{Faults, Listen};
+use super::{Faults, Footprint, Listen};
 use crate::access::{Keys, Models, Routes, key};
 use crate::observe::Format;
 use crate::observe::access_log::Destination;
@@ -21,6 +21,8 @@ use crate::pool::Settings;
 pub struct Plan {
     /// The files it came from, the main one first.
     pub files: Vec<PathBuf>,
+    /// What it was read from, files of secrets too, and how that looked.
+    pub footprint: Footprint,
     /// When it was read, in seconds since the epoch.
     pub loaded_at: u64,
     /// The traffic listeners and what every connection shares.
@@ -70,6 +72,8 @@ pub struct Server {
     pub drain_upgrade: Duration,
     /// Idle connections kept to engines, in all.
     pub upstream_idle: usize,
+    /// Whether the files are read again as soon as one of them has changed.
+    pub watch: bool,
 }
 
 /// The admin listener.
@@ -125,8 +129,15 @@ impl Plan {
     /// # Errors
     /// Every fault there is.
     pub fn load(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self, Faults> {
+        let (plan, faults) = Self::read(path, environment);
+        if faults.is_empty() { Ok(plan) } else { Err(faults) }
+    }
+
+    /// The same, with what the files gave even so; with faults it is no plan to run.
+    #[must_use]
+    pub fn read(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> (Self, Faults) {
         let (plan, faults) = compile(super::load(path, environment), environment);
-        if faults.is_empty() { Ok(plan) } else { Err(Faults::from(faults)) }
+        (plan, Faults::from(faults))
     }
 }
 

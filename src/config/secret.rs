@@ -9,6 +9,8 @@ use std::path::Path;
 use http::HeaderValue;
 use serde::Deserialize;
 
+use super::Footprint;
+
 /// Where a secret is, written as `"${NAME}"`, `"file:/path"` or `"credential:NAME"`; `""` is none.
 #[derive(Clone, Default, Deserialize, Eq, PartialEq)]
 #[serde(transparent)]
@@ -28,13 +30,14 @@ impl fmt::Debug for Secret {
 
 impl Secret {
     /// The secret as the value of `Authorization`; none, if none was written. `written` is what stands in the file, where its
-    /// variables are not filled in yet.
+    /// variables are not filled in yet. The secret's own file, if it has one, goes into `footprint`.
     pub(super) fn bearer(
         &self,
         written: &str,
         environment: &dyn Fn(&str) -> Option<String>,
+        footprint: &mut Footprint,
     ) -> Result<Option<HeaderValue>, String> {
-        let Some(secret) = self.reveal(written, environment)? else { return Ok(None) };
+        let Some(secret) = self.reveal(written, environment, footprint)? else { return Ok(None) };
         let value = format!("Bearer {}", secret.trim());
         let empty = secret.trim().is_empty();
         match HeaderValue::try_from(value) {
@@ -47,7 +50,12 @@ impl Secret {
         }
     }
 
-    fn reveal(&self, written: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>, String> {
+    fn reveal(
+        &self,
+        written: &str,
+        environment: &dyn Fn(&str) -> Option<String>,
+        footprint: &mut Footprint,
+    ) -> Result<Option<String>, String> {
         let written = written.trim_matches(['"', '\'']);
         if written.is_empty() {
             return Ok(None);
@@ -56,7 +64,7 @@ impl Secret {
             return Ok(Some(self.0.clone()));
         }
         if let Some(path) = self.0.strip_prefix("file:") {
-            return read(Path::new(path)).map(Some);
+            return read(Path::new(path), footprint).map(Some);
         }
         let Some(name) = self.0.strip_prefix("credential:") else {
             return Err(
@@ -73,7 +81,7 @@ impl Secret {
         if name.is_empty() || name.contains('/') {
             return Err("a credential's name is what stands before the colon in LoadCredential=".to_owned());
         }
-        read(&Path::new(&folder).join(name)).map(Some)
+        read(&Path::new(&folder).join(name), footprint).map(Some)
     }
 }
 
@@ -83,10 +91,11 @@ fn is_variable(written: &str) -> bool {
     name.is_some_and(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'))
 }
 
-fn read(path: &Path) -> Result<String, String> {
+fn read(path: &Path, footprint: &mut Footprint) -> Result<String, String> {
     if !path.is_absolute() {
         return Err("the path of the secret's file must be absolute; write \"file:/path\"".to_owned());
     }
+    footprint.note(path);
     let shown = path.display();
     match fs::metadata(path) {
         Ok(metadata) if !metadata.is_file() => Err(format!("{shown} is not a file")),
@@ -134,12 +143,13 @@ mod tests {
         ];
         for (written, value, expected) in cases {
             let environment = |name: &str| directory.clone().filter(|_| name == CREDENTIALS);
-            let bearer = Secret(value.to_owned()).bearer(written, &environment);
+            let bearer = Secret(value.to_owned()).bearer(written, &environment, &mut Footprint::default());
             let shown = bearer.as_ref().map(|value| value.as_ref().map(|value| value.to_str().unwrap()));
             assert_eq!(shown, expected.as_ref().map(|value| *value), "{written}");
             assert!(!format!("{bearer:?}").contains("fb-"), "{written}");
         }
-        let nowhere = Secret("credential:key".to_owned()).bearer("\"credential:key\"", &|_| None);
+        let nowhere =
+            Secret("credential:key".to_owned()).bearer("\"credential:key\"", &|_| None, &mut Footprint::default());
         assert!(nowhere.is_err_and(|why| why.starts_with("the environment has no `CREDENTIALS_DIRECTORY`")));
     }
 }

@@ -14,7 +14,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::fault::{Fault, Place};
-use super::{Config, Declared, merge, variable};
+use super::{Config, Declared, Footprint, merge, variable};
 
 /// What was read from a configuration's files.
 #[derive(Debug)]
@@ -27,6 +27,8 @@ pub struct Loaded {
     pub declared: Declared,
     /// What is wrong so far.
     pub faults: Vec<Fault>,
+    /// What was read, and how it looked.
+    pub footprint: Footprint,
 }
 
 /// The files of a configuration, in the order they were read.
@@ -53,17 +55,24 @@ struct Reader<'a> {
     complete: bool,
     /// Every file asked for, by its canonical path, and the include that asked for it.
     seen: HashMap<PathBuf, Range<usize>>,
+    footprint: Footprint,
 }
 
 /// Reads the configuration at `path` and all it includes; `environment` gives the values of `${NAME}`.
 pub fn load(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Loaded {
-    let mut reader =
-        Reader { environment, sources: Sources::default(), faults: Vec::new(), complete: true, seen: HashMap::new() };
+    let mut reader = Reader {
+        environment,
+        sources: Sources::default(),
+        faults: Vec::new(),
+        complete: true,
+        seen: HashMap::new(),
+        footprint: Footprint::default(),
+    };
     reader.open(path, &(0..0));
-    let Reader { sources, mut faults, complete, .. } = reader;
+    let Reader { sources, mut faults, complete, footprint, .. } = reader;
     let (config, mut declared) = merge::merge(&sources, environment, &mut faults);
     declared.complete &= complete;
-    Loaded { config, sources, declared, faults }
+    Loaded { config, sources, declared, faults, footprint }
 }
 
 impl Sources {
@@ -136,6 +145,7 @@ impl Reader<'_> {
 
     /// Reads the file at `path` because of the include at `by`; the main file is included by nothing.
     fn open(&mut self, path: &Path, by: &Range<usize>) {
+        self.footprint.note(path);
         let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         match self.seen.entry(canonical) {
             Entry::Vacant(entry) => {
@@ -187,6 +197,7 @@ impl Reader<'_> {
             if path.exists() {
                 return self.open(&path, span);
             }
+            self.footprint.note(&path); // it may come
             self.complete = false;
             let message = format!("{} does not exist", path.display());
             return self.fault(span.clone(), message);
@@ -197,13 +208,8 @@ impl Reader<'_> {
             }
             _ => pattern.to_owned(),
         };
-        match glob::glob(&full) {
-            Ok(paths) => {
-                // A folder that cannot be looked into is as if it were empty, as in a shell.
-                for path in paths.flatten().filter(|path| !path.is_dir()) {
-                    self.open(&path, span);
-                }
-            }
+        match self.footprint.matches(&full) {
+            Ok(paths) => paths.iter().for_each(|path| self.open(path, span)),
             Err(error) => {
                 self.complete = false;
                 let message = format!("{pattern:?} is not a glob: {}", error.msg);
@@ -259,7 +265,7 @@ fn includes(text: &str) -> Vec<(Range<usize>, String)> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use proptest::prelude::*;
@@ -268,10 +274,10 @@ pub(super) mod tests {
     use super::*;
 
     /// A folder of files that goes away with the test.
-    pub(in super::super) struct Folder(PathBuf);
+    pub(crate) struct Folder(PathBuf);
 
     impl Folder {
-        pub(in super::super) fn new(files: &[(&str, &str)]) -> Self {
+        pub(crate) fn new(files: &[(&str, &str)]) -> Self {
             static NEXT: AtomicU32 = AtomicU32::new(0);
             let next = NEXT.fetch_add(1, Ordering::Relaxed);
             let name = format!("forebay-config-{}-{next}", std::process::id());
@@ -288,7 +294,7 @@ pub(super) mod tests {
             fs::write(path, bytes).expect("written");
         }
 
-        pub(in super::super) fn path(&self, name: &str) -> PathBuf {
+        pub(crate) fn path(&self, name: &str) -> PathBuf {
             self.0.join(name)
         }
 

@@ -249,9 +249,9 @@ fn the_form_of_both_logs_changes_with_a_reload() {
     );
     assert!(line.contains(&format!(" model=m pool=p server={} ", engine.address)), "{line}");
     let said = until("a line for people", || {
-        logging.forebay.log().lines().last().filter(|line| line.contains("configuration reloaded")).map(str::to_owned)
+        logging.forebay.log().lines().last().filter(|line| line.contains("configuration reloaded: ")).map(str::to_owned)
     });
-    assert!(said.ends_with(" INFO  configuration reloaded"), "{said}");
+    assert!(said.ends_with(" INFO  configuration reloaded: changed table log"), "{said}");
     logging.set("stderr", "format = \"text\"");
     logging.forebay.reload();
     logging.ask("among-the-others");

@@ -7,7 +7,7 @@ use std::thread;
 use serde_json::json;
 
 use crate::configuration::{Configuration, SECRET};
-use crate::harness::{Engine, Folder, Forebay, until};
+use crate::harness::{self, Engine, Folder, Forebay, until};
 use crate::http::{Client, canned};
 
 /// The secret of a second key that is always there while others come and go.
@@ -122,15 +122,139 @@ fn an_included_file_is_read_again_too() {
 }
 
 #[test]
-fn a_changed_listener_is_said_to_need_a_restart_and_the_rest_is_in_force() {
+fn a_changed_listener_is_said_to_need_an_upgrade_and_the_rest_is_in_force() {
     let engine = Engine::start("e", &[]);
     let configuration = Configuration::of(&[&engine.address]);
     let forebay = Forebay::ready(&configuration);
-    forebay.rewrite(&configuration.listen("127.0.0.1:1").model("x", "p"));
+    forebay.rewrite(&configuration.clone().listen("127.0.0.1:1").model("x", "p"));
     forebay.reload();
-    forebay.until_said("`[server] listen`");
+    forebay.until_said("`[server] listen` holds until an upgrade (forebay upgrade)");
     assert_eq!(forebay.client().chat("x").expect("an answer").status, 200);
-    assert_eq!(forebay.status()["config"]["restart_needed"], json!(["[server] listen"]));
+    assert_eq!(forebay.status()["config"]["upgrade_needed"], json!(["[server] listen"]));
+    forebay.rewrite(&configuration);
+    forebay.reload();
+    assert_eq!(forebay.status()["config"]["upgrade_needed"], json!([]), "it is as it was at the start");
+}
+
+#[test]
+fn the_log_says_in_short_what_has_changed() {
+    let engine = Engine::start("e", &[]);
+    let configuration = Configuration::of(&[&engine.address]);
+    let forebay = Forebay::ready(&configuration);
+    forebay.reload();
+    forebay.until_said("configuration reloaded: nothing changed");
+    forebay.rewrite(&configuration.key("you", OTHER, "[\"*\"]").server("body_timeout = \"9s\""));
+    forebay.reload();
+    forebay.until_said("configuration reloaded: added key you; changed table server");
+    assert!(!forebay.log().contains(&crate::configuration::digest(OTHER)));
+}
+
+#[test]
+fn what_was_counted_for_something_that_is_gone_goes_with_its_last_request() {
+    let engine = Engine::start("slow", &["--tokens-per-second", "20"]);
+    let forebay = Forebay::ready(&Configuration::of(&[&engine.address]));
+    let attempts = |pool: &str| {
+        let labels = format!("outcome=\"answered\",pool={pool:?},server={:?}", engine.address);
+        forebay.metric(&format!("forebay_upstream_attempts_total{{{labels}}}"))
+    };
+    assert_eq!(forebay.client().chat("m").expect("an answer").status, 200);
+    until("it is counted", || (attempts("p") == Some(1.0)).then_some(()));
+    let mut client = forebay.client();
+    client.begin_stream("m", 60).expect("a stream");
+    forebay
+        .rewrite(&Configuration::empty().pool("q", &[&engine.address], "").model("m", "q").key("t", SECRET, "[\"*\"]"));
+    forebay.reload();
+    assert_eq!((attempts("p"), attempts("p")), (Some(1.0), Some(1.0)), "a request is under way there");
+    assert!(client.end_stream().expect("a whole stream"));
+    let mut last = None;
+    until("nothing is told of the pool", || {
+        let told = attempts("p");
+        last = told.or(last);
+        told.is_none().then_some(())
+    });
+    assert_eq!(last, Some(2.0), "the last request was told before");
+    assert_eq!(forebay.client().chat("m").expect("an answer").status, 200);
+    until("the next one is counted", || (attempts("q") == Some(1.0)).then_some(()));
+    let left = forebay.admin("/metrics").text();
+    let gone: Vec<&str> =
+        left.lines().filter(|line| line.contains("pool=\"p\"") || line.contains("model=\"m*\"")).collect();
+    assert!(gone.is_empty(), "{gone:?}");
+}
+
+// --- watch ---
+
+#[test]
+fn a_file_that_is_written_replaced_added_or_removed_is_taken_by_itself() {
+    let engine = Engine::start("e", &[]);
+    let watching = Configuration::of(&[&engine.address]).server("watch = true").to_string();
+    let folder = Folder::with(&[
+        ("forebay.toml", &format!("include = [\"d/*.toml\"]\n{watching}")),
+        ("d/a.toml", "[model.a]\npool = \"p\"\n"),
+    ]);
+    let forebay = Forebay::ready_with(folder, "forebay.toml");
+    let has = |names: &[&str]| {
+        until(format!("the models are {names:?}"), || {
+            let models = forebay.status()["models"].as_object().cloned()?;
+            (models.keys().filter(|name| *name != "m*").eq(names)).then_some(())
+        });
+    };
+    has(&["a"]);
+    forebay.write("d/a.toml", "[model.in-place]\npool = \"p\"\n");
+    has(&["in-place"]);
+    forebay.write("new", "[model.renamed]\npool = \"p\"\n");
+    std::fs::rename(forebay.path("new"), forebay.path("d/a.toml")).expect("renamed");
+    has(&["renamed"]);
+    forebay.write("d/b.toml", "[model.added]\npool = \"p\"\n");
+    has(&["added", "renamed"]);
+    std::fs::remove_file(forebay.path("d/a.toml")).expect("removed");
+    has(&["added"]);
+    forebay.until_said(&format!("{} has changed", forebay.path("d/a.toml")));
+    assert_eq!((forebay.reloads("success"), forebay.reloads("failure")), (4.0, 0.0));
+}
+
+#[test]
+fn a_configuration_behind_a_link_is_taken_when_the_link_leads_elsewhere() {
+    let engine = Engine::start("e", &[]);
+    let watching = Configuration::of(&[&engine.address]).server("watch = true");
+    let folder = Folder::with(&[
+        ("first/forebay.toml", &watching.to_string()),
+        ("second/forebay.toml", &watching.clone().model("new", "p").to_string()),
+    ]);
+    let link = |leads: &str, name: &str| std::os::unix::fs::symlink(leads, folder.path(name)).expect("a link");
+    link("first", "data");
+    link("data/forebay.toml", "forebay.toml");
+    link("second", "next");
+    let (next, data) = (folder.path("next"), folder.path("data"));
+    let forebay = Forebay::ready_with(folder, "forebay.toml");
+    std::fs::rename(next, data).expect("renamed");
+    until("the new one is in force", || forebay.status()["models"].get("new").cloned());
+}
+
+#[test]
+fn a_fault_in_a_watched_file_is_told_once_and_the_file_is_still_watched() {
+    let engine = Engine::start("e", &[]);
+    let configuration = Configuration::of(&[&engine.address]).server("watch = true");
+    let forebay = Forebay::ready(&configuration);
+    forebay.write("forebay.toml", "[pool.p]\nservers = []\n");
+    forebay.until_said("not reloaded: ");
+    assert_eq!(forebay.metric("forebay_config_last_reload_successful"), Some(0.0));
+    assert_eq!(forebay.client().chat("m").expect("an answer").status, 200);
+    forebay.rewrite(&configuration.clone().model("healed", "p"));
+    until("it is in force", || forebay.status()["models"].get("healed").cloned());
+    assert_eq!((forebay.reloads("success"), forebay.reloads("failure")), (1.0, 1.0));
+    assert_eq!(forebay.messages().iter().filter(|said| said.starts_with("not reloaded")).count(), 1);
+}
+
+#[test]
+fn a_reload_switches_the_watch_on() {
+    let engine = Engine::start("e", &[]);
+    let configuration = Configuration::of(&[&engine.address]);
+    let forebay = Forebay::ready(&configuration);
+    let watching = configuration.server("watch = true");
+    forebay.rewrite(&watching);
+    forebay.reload();
+    forebay.rewrite(&watching.clone().model("x", "p"));
+    until("it is in force", || forebay.status()["models"].get("x").cloned());
 }
 
 #[test]
@@ -352,7 +476,8 @@ fn a_reload_over_tcp_asks_for_the_token() {
     assert_eq!(forebay.reloads("success") + forebay.reloads("failure"), 0.0, "nothing was read");
     let right = ["authorization: Bearer admin-token"];
     let answer = ask(&forebay, &right);
-    assert_eq!((answer.status, answer.json()["reloaded"].clone()), (200, json!(true)));
+    let told = answer.json();
+    assert_eq!((answer.status, &told["reloaded"], &told["upgrade_needed"]), (200, &json!(true), &json!([])));
     forebay.write("forebay.toml", "[pool.p]\nservers = []\nx = 1\n");
     let answer = ask(&forebay, &right);
     let faults = answer.json()["faults"].as_array().cloned().expect("a list");
@@ -379,4 +504,80 @@ fn the_admin_listener_reads_a_body_that_nobody_asked_for_and_serves_on() {
         assert_eq!(client.get("/livez").status, 200);
     }
     assert_eq!(forebay.reloads("success"), 3.0);
+}
+
+#[test]
+fn the_answer_tells_what_has_changed_by_name() {
+    let engine = Engine::start("e", &[]);
+    let folder = Folder::new();
+    let admin = format!("unix:{}", folder.path("admin.sock"));
+    let configuration = Configuration::of(&[&engine.address]).admin_listen(&admin);
+    let forebay = Forebay::ready(&configuration);
+    let changed = Configuration::empty()
+        .admin_listen(&admin)
+        .listen("127.0.0.1:1")
+        .pool("p", &[&engine.address, "127.0.0.1:1"], "")
+        .pool("q", &[&engine.address], "")
+        .model("m*", "q")
+        .model("new", "q")
+        .key("other", OTHER, "[\"*\"]")
+        .more("[log]\nlevel = \"debug\"")
+        .more("[[route]]\nname = \"r\"\npath = \"/v1/*\"\nby = \"model\"");
+    forebay.rewrite(&changed);
+    let answer = Client::connect(&admin).ask("POST", "/reload", &[], "").expect("an answer");
+    let only = |added: &[&str], removed: &[&str], changed: &[&str]| json!({"added": added, "removed": removed, "changed": changed});
+    let expected = json!({
+        "reloaded": true,
+        "changes": {
+            "pools": only(&["q"], &[], &[]),
+            "servers": only(&["p/127.0.0.1:1", &format!("q/{}", engine.address)], &[], &[]),
+            "models": only(&["new"], &[], &["m*"]),
+            "routes": only(&["r"], &["default"], &[]),
+            "keys": only(&["other"], &["tester"], &[]),
+            "tables": only(&[], &[], &["server", "log"]),
+        },
+        "upgrade_needed": ["[server] listen"],
+    });
+    assert_eq!((answer.status, answer.json()), (200, expected));
+}
+
+// --- forebay reload ---
+
+#[test]
+fn the_command_says_what_has_changed_or_what_is_wrong_as_check_does() {
+    let engine = Engine::start("e", &[]);
+    let folder = Folder::new();
+    let admin = format!("unix:{}", folder.path("admin.sock"));
+    let configuration = Configuration::of(&[&engine.address]).admin_listen(&admin);
+    let forebay = Forebay::ready(&configuration);
+    let file = forebay.path("forebay.toml");
+    let reload = || harness::forebay(&["reload", "-c", &file]);
+    let said = reload();
+    assert_eq!((said.code, &*said.stderr), (Some(0), ""));
+    assert_eq!(said.stdout, "The configuration was reloaded. Nothing has changed.\n");
+    forebay.rewrite(&configuration.clone().key("you", OTHER, "[\"*\"]").server("upstream_idle = 5"));
+    let said = reload();
+    assert_eq!((said.code, &*said.stderr), (Some(0), ""));
+    let waiting = "  waiting  for an upgrade (forebay upgrade): [server] upstream_idle\n";
+    let expected =
+        "The configuration was reloaded.\n  keys     added you\n  tables   changed server\n".to_owned() + waiting;
+    assert_eq!(said.stdout, expected);
+    forebay.write("forebay.toml", "[server]\nlisen = []\n[pool.p]\nservers = []\n");
+    let (said, checked) = (harness::forebay(&["reload", "--admin", &admin]), harness::forebay(&["check", "-c", &file]));
+    assert_eq!((said.code, &*said.stdout, said.stderr.lines().count()), (Some(2), "", 2));
+    assert_eq!((said.code, said.stderr), (checked.code, checked.stderr));
+    assert_eq!(forebay.client().chat("m").expect("an answer").status, 200);
+}
+
+#[test]
+fn the_command_waits_for_the_first_probes_of_new_servers() {
+    let engine = Engine::start("e", &[]);
+    let folder = Folder::new();
+    let admin = format!("unix:{}", folder.path("admin.sock"));
+    let configuration = Configuration::of(&[&engine.address]).admin_listen(&admin);
+    let forebay = Forebay::ready(&configuration);
+    forebay.rewrite(&configuration.pool("slow", &[&canned("")], "timeout = \"5500ms\""));
+    let said = harness::forebay(&["reload", "--admin", &admin]);
+    assert_eq!((said.code, &*said.stderr), (Some(0), ""));
+    assert!(said.stdout.contains("  pools    added slow\n"), "{}", said.stdout);
 }

@@ -30,7 +30,7 @@ struct Config {
     files: Vec<String>,
     last_reload: String,
     faults: Vec<String>,
-    restart_needed: Vec<String>,
+    upgrade_needed: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -158,8 +158,8 @@ fn above(report: &Report, now: Timestamp) -> Vec<String> {
         lines.push(format!("configuration not reloaded {ago} ago; the former goes on, for this one has faults:"));
         lines.extend(config.faults.iter().map(|fault| format!("  {fault}")));
     }
-    if !config.restart_needed.is_empty() {
-        lines.push(format!("waits for a restart: {}", config.restart_needed.join(", ")));
+    if !config.upgrade_needed.is_empty() {
+        lines.push(format!("waits for an upgrade: {}", config.upgrade_needed.join(", ")));
     }
     lines.iter().map(|line| short(line, WIDTH)).collect()
 }
@@ -271,7 +271,7 @@ mod tests {
 
     fn report(pid: u32, pools: &Value) -> Report {
         let config = json!({
-            "files": ["/etc/forebay/forebay.toml"], "last_reload": "2026-01-01T22:00:00.000Z", "faults": [], "restart_needed": [],
+            "files": ["/etc/forebay/forebay.toml"], "last_reload": "2026-01-01T22:00:00.000Z", "faults": [], "upgrade_needed": [],
         });
         let report = json!({"pid": pid, "version": "1.2.3", "started": "2025-12-31T00:00:00Z", "config": config, "pools": pools});
         serde_json::from_value(report).unwrap()
@@ -312,16 +312,16 @@ llama: 3 of 100 in the queue
     }
 
     #[test]
-    fn faults_and_what_waits_for_a_restart_stand_on_top() {
+    fn faults_and_what_waits_for_an_upgrade_stand_on_top() {
         let mut report = report(42, &json!({}));
         report.config.files.push("more.toml".into());
-        report.config.restart_needed = vec!["[server] listen".into(), "[server] threads".into()];
+        report.config.upgrade_needed = vec!["[server] listen".into(), "[server] threads".into()];
         let lines = |report: &Report| table(report, None, now()).lines().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(
             lines(&report)[1..3],
             [
                 "configuration loaded 2h ago: /etc/forebay/forebay.toml and 1 more",
-                "waits for a restart: [server] listen, [server] threads"
+                "waits for an upgrade: [server] listen, [server] threads"
             ]
         );
         report.config.faults = vec!["a.toml:1:2: wrong".into(), "a.toml:3:4: wrong too".into()];
@@ -358,7 +358,7 @@ llama: 3 of 100 in the queue
                 let mut report = report(u32::MAX, &json!({pool: {"servers": [server]}}));
                 report.config.files = vec![long.clone(), wide.clone()];
                 report.config.faults = vec![long.clone(), escapes.clone()];
-                report.config.restart_needed = vec![long.clone()];
+                report.config.upgrade_needed = vec![long.clone()];
                 let rates = Rates { last: None, a_second: [((pool.into(), name.into()), f64::MAX)].into() };
                 for rates in [None, Some(&rates), Some(&Rates::default())] {
                     for line in table(&report, rates, now()).lines() {

@@ -88,7 +88,8 @@ impl Compiler<'_> {
             self.fault(&host.span(), "`host` is not a host; write such as \"api.example.com\"");
         }
         let span = pool.api_key.span();
-        let api_key = pool.api_key.get_ref().bearer(self.sources.written(span.clone()), self.environment);
+        let written = self.sources.written(span.clone());
+        let api_key = pool.api_key.get_ref().bearer(written, self.environment, &mut self.footprint);
         let api_key = api_key.unwrap_or_else(|why| {
             self.fault(&span, format!("`api_key`: {why}"));
             None
