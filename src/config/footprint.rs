@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use glob::{MatchOptions, PatternError};
+use glob::PatternError;
 
 /// The files that a configuration was read from, its secrets' among them, and how they looked before they were read.
 #[derive(Clone, Debug, Default)]
@@ -44,9 +45,11 @@ impl Footprint {
 
     /// The files that a glob matches, in alphabetical order; hidden ones only where it spells their dot, as in a shell.
     pub(super) fn matches(&mut self, pattern: &str) -> Result<Vec<PathBuf>, PatternError> {
-        let options = MatchOptions { require_literal_leading_dot: true, ..MatchOptions::new() };
+        // The crate's own option for hidden files panics at names that are not UTF-8 (glob 0.3.4).
+        let all = is_hidden(Path::new(pattern));
+        let wanted = |path: &PathBuf| (all || !is_hidden(path)) && !path.is_dir();
         // A folder that cannot be looked into is as if it were empty, as in a shell.
-        let paths: Vec<PathBuf> = glob::glob_with(pattern, options)?.flatten().filter(|path| !path.is_dir()).collect();
+        let paths: Vec<PathBuf> = glob::glob(pattern)?.flatten().filter(wanted).collect();
         self.globs.insert(pattern.to_owned(), paths.iter().cloned().collect());
         Ok(paths)
     }
@@ -90,8 +93,13 @@ impl Look {
     }
 }
 
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"."))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
     use std::fs::File;
     use std::os::unix::fs::symlink;
     use std::time::{Duration, UNIX_EPOCH};
@@ -161,6 +169,27 @@ mod tests {
             let now = plan.footprint.look();
             assert_eq!(now.changed(&plan.footprint), expected.map(|name| folder.path(name)).as_deref(), "{what}");
             assert_eq!(now.look().changed(&now), None, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_glob_matches_what_it_would_in_a_shell() {
+        let files = ["b.toml", "a.toml", ".hidden.toml", "c.txt", ".d/e.toml", "[x]/f.toml", "f/g.toml", "dir.toml/h"];
+        let folder = Folder::new(&files.map(|name| (name, "")));
+        fs::write(folder.path("").join(OsStr::from_bytes(b"not UTF-8 \xff.toml")), "").unwrap();
+        let cases: &[(&str, &[&str])] = &[
+            ("*.toml", &["a.toml", "b.toml"]),
+            (".*.toml", &[".hidden.toml"]),
+            (".d/*", &[".d/e.toml"]),
+            ("f/../*.txt", &["f/../c.txt"]),
+            ("[[]x]/?.toml", &["[x]/f.toml"]),
+            ("*/g.toml", &["f/g.toml"]),
+            ("none/*", &[]),
+        ];
+        for (glob, expected) in cases {
+            let found = Footprint::default().matches(&folder.path(glob).display().to_string());
+            let expected: Vec<PathBuf> = expected.iter().map(|name| folder.path(name)).collect();
+            assert_eq!(found.ok(), Some(expected), "{glob}");
         }
     }
 

@@ -144,7 +144,7 @@ impl Reloader {
     /// The plan that the files give, none of them half-written.
     async fn read(&self) -> Result<Plan, Vec<String>> {
         let (path, environment, former) = (self.path.clone(), self.environment.clone(), self.read.lock().clone());
-        let read = spawn_blocking(move || read(&path, &*environment, &former)).await;
+        let read = spawn_blocking(move || read(&path, &*environment, former.look())).await;
         let (plan, faults) = read.map_err(|e| vec![format!("the configuration could not be read: {e}")])?;
         *self.read.lock() = Arc::new(plan.footprint.clone());
         if faults.is_empty() { Ok(plan) } else { Err(faults) }
@@ -190,9 +190,9 @@ impl Reloader {
 }
 
 /// Reads the configuration at `path` once its files are quiet, and again when one has changed meanwhile; and all that is wrong with it:
-/// with faults it is no plan to run. `former` is what was read last time, and most of it is read again.
-fn read(path: &Path, environment: &dyn Fn(&str) -> Option<String>, former: &Footprint) -> (Plan, Vec<String>) {
-    let (mut before, mut tries) = (former.look(), 0);
+/// with faults it is no plan to run. `before` is how the files look now, as far as they are known.
+fn read(path: &Path, environment: &dyn Fn(&str) -> Option<String>, mut before: Footprint) -> (Plan, Vec<String>) {
+    let mut tries = 0;
     loop {
         thread::sleep(QUIET);
         let (plan, faults) = Plan::read(path, environment);
@@ -249,7 +249,7 @@ mod tests {
         };
         let path = folder.path("main");
         let (former, _) = Plan::read(&path, &|_| Some("5s".to_owned()));
-        read(&path, &environment, &former.footprint)
+        read(&path, &environment, former.footprint)
     }
 
     fn models(plan: &Plan) -> Vec<String> {
@@ -289,6 +289,23 @@ mod tests {
                 (expected.iter().map(|name| name.to_string()).collect(), vec![]),
                 "{what}"
             );
+        }
+    }
+
+    #[test]
+    fn what_was_written_just_before_is_read_once_more() {
+        let folder = Folder::new(&[("main", POOL)]);
+        let (path, times) = (folder.path("main"), Cell::new(0));
+        let environment = |_: &str| {
+            times.set(times.get() + 1);
+            Some("5s".to_owned())
+        };
+        let before = Plan::read(&path, &environment).0.footprint;
+        fs::write(&path, POOL.to_owned() + "#").unwrap();
+        for (before, reads) in [(before.clone(), 2), (before.look(), 1)] {
+            times.set(0);
+            let (_, faults) = read(&path, &environment, before);
+            assert_eq!((faults, times.get()), (vec![], reads));
         }
     }
 

@@ -137,6 +137,31 @@ fn a_changed_listener_is_said_to_need_an_upgrade_and_the_rest_is_in_force() {
 }
 
 #[test]
+fn what_the_server_allows_holds_from_the_reload_on() {
+    let engine = Engine::start("e", &[]);
+    let configuration = Configuration::of(&[&engine.address]);
+    let forebay = Forebay::ready(&configuration);
+    let answer = forebay.client().chat("m").expect("an answer");
+    assert_eq!((answer.status, answer.closes()), (200, false));
+    forebay
+        .rewrite(&configuration.clone().server("max_body = \"20B\"\nkeepalive = \"0s\"\nheader_timeout = \"300ms\""));
+    forebay.reload();
+    assert_eq!(forebay.client().chat("m").expect("an answer").status, 413);
+    let answer = forebay.client().ask("GET", "/v1/models", &[], "").expect("an answer");
+    assert_eq!((answer.status, answer.closes()), (401, true));
+    assert!(forebay.client().answer().is_err(), "a silent client's connection is closed");
+    forebay.rewrite(&configuration.server("body_timeout = \"300ms\""));
+    forebay.reload();
+    let mut slow = forebay.client();
+    let key = format!("authorization: Bearer {SECRET}");
+    slow.write(
+        format!("POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{key}\r\ncontent-length: 9\r\n\r\n").as_bytes(),
+    )
+    .expect("sent");
+    assert_eq!(slow.answer().expect("an answer").status, 408);
+}
+
+#[test]
 fn the_log_says_in_short_what_has_changed() {
     let engine = Engine::start("e", &[]);
     let configuration = Configuration::of(&[&engine.address]);
