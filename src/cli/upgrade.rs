@@ -20,7 +20,7 @@ const LONGEST: Duration = Duration::from_secs(45);
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
-  sudo install -m 755 forebay /usr/local/bin/forebay && sudo forebay upgrade
+  sudo install -m 755 forebay /usr/bin/forebay && sudo forebay upgrade
 
 Exits with 0 once the new process serves. Over TCP the daemon asks for the token in $FOREBAY_ADMIN_TOKEN.")]
 pub(super) struct Upgrade {

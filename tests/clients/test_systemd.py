@@ -2,11 +2,12 @@
 
 import configparser
 import re
+import socket
 import subprocess
 import tomllib
 
 import pytest
-from harness import BINARY, ROOT
+from harness import BINARY, ROOT, Engine, free_port, is_ok, until
 
 UNITS = ROOT / "systemd"
 
@@ -58,3 +59,33 @@ def test_the_account_that_the_service_runs_as_is_made(tmp_path):
 def test_the_socket_holds_what_the_smallest_configuration_listens_on():
     written = tomllib.loads((ROOT / "conf/forebay.toml").read_text())["server"]["listen"]
     assert [settings("forebay.socket", "Socket")["ListenStream"]] == written
+
+
+def test_a_socket_of_systemds_own_tool_is_taken(tmp_path):
+    engine = Engine.start(tmp_path, "gpu1", ["demo"])
+    port, admin = free_port(), tmp_path / "admin.sock"
+    file = tmp_path / "forebay.toml"
+    file.write_text(
+        f'[server]\nlisten = ["127.0.0.1:{port}"]\n[admin]\nlisten = "unix:{admin}"\n'
+        f'[pool.p]\nservers = ["127.0.0.1:{engine.port}"]\n[pool.p.health]\ninterval = "100ms"\n'
+        '[[route]]\nname = "all"\npath = "/v1/*"\npool = "p"\nauth = "none"\n'
+    )
+    # It runs the daemon in its own place once somebody connects.
+    command = ["systemd-socket-activate", "-l", f"127.0.0.1:{port}", BINARY, "run", "-c", str(file)]
+    log = (tmp_path / "log").open("w")
+    daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        until("it listens", lambda: is_open(port))
+        until("it serves", lambda: is_ok(port, "/health"))
+        assert "listening on" in (tmp_path / "log").read_text()
+        assert "a socket was passed that nothing" not in (tmp_path / "log").read_text()
+    finally:
+        daemon.kill()
+        daemon.wait()
+        log.close()
+        engine.stop()
+
+
+def is_open(port):
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0

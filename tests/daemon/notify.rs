@@ -203,3 +203,21 @@ fn a_socket_that_does_not_take_anything_is_told_once_and_harms_nothing() {
         assert_eq!(said.iter().filter(|said| said.contains("hear")).count(), 1, "{said:?}");
     }
 }
+
+#[test]
+fn an_upgrade_names_the_new_main_process_before_that_one_speaks() {
+    let (manager, engine) = (Manager::new(), Engine::start("e", &[]));
+    let mut forebay = manager.start(&Configuration::of(&[&engine.address]), &[("WATCHDOG_USEC", "400000")]);
+    manager.until("READY=1\nSTATUS=");
+    for _ in 0..2 {
+        let pid = forebay.upgrade();
+        let said = manager.until("MAINPID=");
+        assert!(said.starts_with(&format!("MAINPID={pid}\nREADY=1\n")), "{said:?}");
+        assert_eq!(manager.until("READY=1\n"), "READY=1\nSTATUS=1 pool up", "by the new one");
+        for _ in 0..3 {
+            assert_eq!(manager.until("WATCHDOG=1"), "WATCHDOG=1", "it feeds the watchdog");
+        }
+    }
+    forebay.signal("TERM");
+    manager.until("STOPPING=1\n");
+}
