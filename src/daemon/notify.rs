@@ -106,16 +106,14 @@ impl Supervisor {
 
     /// The daemon stops, and requests in flight have this long: systemd waits for it even where `TimeoutStopSec` is shorter.
     pub fn stopping(&self, limit: Duration) {
-        let (mut told, limit) = (self.told.lock(), limit.saturating_add(ENDING).as_micros());
-        self.say(&mut told, &format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={limit}"));
-        told.stage = Stage::Stopping;
+        let limit = limit.saturating_add(ENDING).as_micros();
+        self.end(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={limit}"), Stage::Stopping);
     }
 
     /// This process is the main one from now on, and it is ready. We fall silent.
     pub fn hand_over(&self, process: u32) {
-        let mut told = self.told.lock();
-        self.say(&mut told, &format!("MAINPID={process}\nREADY=1\nWATCHDOG=1")); // its own next ping is up to `every` away
-        told.stage = Stage::HandedOver;
+        // With a ping: its own next one may be half the watchdog's time away.
+        self.end(&format!("MAINPID={process}\nREADY=1\nWATCHDOG=1"), Stage::HandedOver);
     }
 
     /// Does the daemon's work. Beside it the status text is kept true, and the watchdog is fed while both the runtime and the
@@ -176,6 +174,15 @@ impl Supervisor {
             told.status = status(&self.current.live());
             let text = format!("{what}\nSTATUS={}", told.status);
             self.send(told, &text);
+        }
+    }
+
+    /// Says the last of what is not a ping.
+    fn end(&self, what: &str, stage: Stage) {
+        let mut told = self.told.lock();
+        self.say(&mut told, what);
+        if told.stage == Stage::Serving {
+            told.stage = stage;
         }
     }
 
@@ -459,6 +466,7 @@ mod tests {
         drop(supervisor.reloading());
         supervisor.stopping(Duration::ZERO);
         manager.hears_nothing();
+        assert_eq!(supervisor.told.lock().stage, Stage::HandedOver, "nor are there pings, however it ends");
     }
 
     #[test]
