@@ -256,14 +256,16 @@ async fn end(current: &Current, doors: &mut Doors, signals: &mut Signals, handed
         doors.stop.send_replace(true);
         tokio::time::timeout(limit, doors.close()).await
     };
-    tokio::select! {
+    let over = |time: Duration| format!("requests were cut off after {} s", time.as_secs_f32());
+    let why = tokio::select! {
         biased;
-        () = signals.stopped() => log::warn!("stopped: told a second time, requests were cut off"),
+        why = signals.stopped_again(handed_over.then_some(server.drain)) => why.map_or_else(over, str::to_owned),
         finished = finish => match finished {
             Ok(()) => return log::info!("stopped: every request was finished"),
-            Err(_) => log::warn!("stopped: requests were cut off after {} s", limit.as_secs_f32()),
+            Err(_) => over(limit),
         },
-    }
+    };
+    log::warn!("stopped: {why}");
     current.enter(Stage::Cut);
     doors.stop.send_replace(true);
     doors.cut.send_replace(true);
@@ -345,6 +347,17 @@ impl Signals {
                 Told::Upgrade => drop(tokio::spawn(async move { upgrader.upgrade().await })),
             }
         }
+    }
+
+    /// Returns when the daemon is told a second time to stop, and why what is in flight is to end then. If it stops because another
+    /// process serves, this is the first time: then there is so much time left.
+    async fn stopped_again(&mut self, left: Option<Duration>) -> Result<&'static str, Duration> {
+        self.stopped().await;
+        if let Some(left) = left {
+            log::info!("stopping: requests in flight have {} s", left.as_secs_f32());
+            tokio::time::timeout(left, self.stopped()).await.map_err(|_| left)?;
+        }
+        Ok("told a second time, requests were cut off")
     }
 
     async fn stopped(&mut self) {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::configuration::Configuration;
-use crate::harness::{Engine, Folder, Forebay, Manner, forebay as command, until};
+use crate::harness::{Engine, Folder, Forebay, Manner, forebay as command, signal, until};
 use crate::http::Client;
 
 /// A daemon whose binary can be replaced at its place, `forebay` in its folder.
@@ -172,6 +172,29 @@ fn a_stream_that_takes_longer_than_drain_upgrade_is_cut_visibly() {
     forebay.upgrade();
     client.end_stream().expect_err("no last chunk");
     assert_eq!(forebay.until_ended(), Some(0));
+}
+
+#[test]
+fn a_stop_after_an_upgrade_gives_the_old_process_the_time_of_any_stop() {
+    let engine = Engine::start("slow", &["--tokens-per-second", "20"]);
+    let mut forebay = Forebay::ready(&Configuration::of(&[&engine.address]));
+    let old = forebay.pid();
+    let mut client = forebay.client();
+    client.begin_stream("m", 40).expect("a stream");
+    let new = forebay.upgrade();
+    [old, new].iter().for_each(|pid| assert!(signal(*pid, "TERM"), "as systemd does"));
+    assert!(client.end_stream().expect("a whole stream"));
+    assert_eq!(forebay.until_ended(), Some(0));
+
+    let mut forebay = Forebay::ready(&Configuration::of(&[&engine.address]).server("drain = \"500ms\""));
+    let old = forebay.pid();
+    let mut client = forebay.client();
+    client.begin_stream("m", 4000).expect("a stream");
+    forebay.upgrade();
+    signal(old, "TERM");
+    client.end_stream().expect_err("no last chunk");
+    assert_eq!(forebay.until_ended(), Some(0));
+    forebay.until_said("requests were cut off after 0.5 s");
 }
 
 #[test]
