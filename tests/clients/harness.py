@@ -154,7 +154,7 @@ class Forebay(Process):
 
     @classmethod
     def start(cls, directory, configuration, admin=""):
-        """`configuration` is TOML without the listeners' addresses, of which `[server]` comes first; `admin` is for `[admin]`."""
+        """`configuration` is TOML that begins within `[server]`, without the listeners' addresses; `admin` is for `[admin]`."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
 
