@@ -91,12 +91,12 @@ fn the_status_text_follows_the_pools() {
     let (manager, one, mut two) = (Manager::new(), Engine::start("one", &[]), Engine::start("two", &[]));
     let configuration = Configuration::of(&[&one.address]).pool("llama", &[&two.address], "").model("l", "llama");
     let _forebay = manager.start(&configuration, &[]);
-    manager.until("READY=1\nSTATUS=");
-    manager.until("STATUS=2 pools up");
+    let until = |text: &str| while !manager.next().ends_with(&format!("STATUS={text}")) {};
+    until("2 pools up"); // it may be so when it is ready
     two.kill();
-    assert_eq!(manager.until("STATUS=1 "), "STATUS=1 pool up, 1 down (llama)");
+    until("1 pool up, 1 down (llama)");
     two.restart();
-    manager.until("STATUS=2 pools up");
+    until("2 pools up");
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn who_is_not_watched_does_not_feed_the_watchdog() {
         let mut forebay = manager.start(&Configuration::of(&[&engine.address]), more);
         let mut messages = vec![manager.next()];
         // A look at the pools, a second after the last one, comes after some hundred pings.
-        while !messages.contains(&"STATUS=1 pool up".to_owned()) {
+        while !messages.iter().any(|message| message.ends_with("STATUS=1 pool up")) {
             messages.push(manager.next());
         }
         forebay.signal("TERM");
