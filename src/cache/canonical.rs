@@ -179,12 +179,6 @@ impl PromptKey {
         add(&[&body.digest]);
         Self(key.finalize().into())
     }
-
-    /// The key's bytes.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
 }
 
 // === impl Reader ===
