@@ -154,7 +154,7 @@ class Forebay(Process):
 
     @classmethod
     def start(cls, directory, configuration, admin=""):
-        """`configuration` is TOML that begins within `[server]`, without the listeners' addresses; `admin` is for `[admin]`."""
+        """`configuration` is TOML without the listeners' addresses, first `[server]`'s own; `admin` is `[admin]`'s."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
 
