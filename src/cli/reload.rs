@@ -16,8 +16,8 @@ const DEADLINE: Duration = Duration::from_secs(300);
 
 /// Have the running daemon read its configuration again
 ///
-/// As SIGHUP does, and it says what has changed. The daemon reads the files that it was started with: those here only tell where its admin
-/// listener is. They are checked whole, and a fault in them changes nothing.
+/// As SIGHUP does, and it says what has changed; a fault changes nothing. The daemon reads the file that it was started with: --config only
+/// tells where its admin listener is.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
