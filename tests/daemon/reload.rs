@@ -451,18 +451,19 @@ fn shape(engines: &[Engine], n: usize) -> Configuration {
     let second = ["q", "r", "s"][n % 3];
     let limits = match n % 5 {
         0 => String::new(),
-        most => format!("max_in_flight = {}\n[pool.p.queue]\ntimeout = \"20s\"", 2 + most),
+        most => format!("max_in_flight = {}\n[pool.p.queue]\ntimeout = \"60s\"", 30 + 2 * most),
     };
-    let retry = "[pool.p.retry]\nslow_start = \"1s\"";
+    let patient = "timeout = \"15s\""; // the machine may be busy
+    let retry = format!("[pool.p.retry]\nslow_start = \"1s\"\n[pool.p.health]\n{patient}");
     let mut configuration = Configuration::empty()
         .more(&format!("[pool.p]\nservers = {servers:?}\n{limits}\n{retry}"))
-        .pool(second, &servers[..1 + n / 4 % 2], "")
+        .pool(second, &servers[..1 + n / 4 % 2], patient)
         .model("m", "p")
         .model("n", second)
         .key("tester", SECRET, "[\"m\"]")
         .key("other", OTHER, "[\"n\"]");
     if !n.is_multiple_of(4) {
-        configuration = configuration.pool("a-third", more, "").model(&format!("x-{n}"), "a-third");
+        configuration = configuration.pool("a-third", more, patient).model(&format!("x-{n}"), "a-third");
     }
     if !n.is_multiple_of(3) {
         configuration = configuration.key("changing", &n.to_string(), "[\"m\"]");
