@@ -198,6 +198,13 @@ impl Client {
 // === impl Answer ===
 
 impl Answer {
+    /// The one that begins with this header, over HTTP/2.
+    pub(crate) fn of(header: &http::response::Parts) -> Self {
+        let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        let headers = header.headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect();
+        Self { status: header.status.as_u16(), headers, body: vec![] }
+    }
+
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
