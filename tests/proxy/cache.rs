@@ -97,18 +97,25 @@ async fn crowd(forebay: &Forebay, n: usize) -> Vec<(Client, Request)> {
 }
 
 #[tokio::test]
-async fn what_is_asked_at_once_is_computed_once_and_all_have_the_same() {
+async fn what_is_asked_at_once_is_computed_once_and_all_have_the_same_at_the_same_time() {
     let gate = Gate::new();
-    let reply = Reply::events().chunk("data: 1\n\n").wait(&gate).chunk("data: 2\n\ndata: [DONE]\n\n").last();
+    let events = Reply::events().wait(&gate).chunk("data: 1\n\n");
+    let reply = events.wait(&gate).chunk("data: 2\n\ndata: [DONE]\n\n").last();
     let engine = Engine::always(reply).await;
     let forebay = cached(in_front_of(&[&engine])).start().await;
     let mut clients = crowd(&forebay, 200).await;
-    let asks = clients.iter_mut().map(|(client, request)| async move {
-        let mut answer = client.send(request).await.answer().await;
-        assert_eq!(answer.event().await.as_deref(), Some("data: 1\n\n"));
-        answer
-    });
+    let asks = clients.iter_mut().map(|(client, request)| async move { client.send(request).await.answer().await });
     let answers = futures::future::join_all(asks).await;
+    gate.open();
+    let first_events = answers.into_iter().map(|mut answer| async move {
+        assert_eq!(answer.event().await.as_deref(), Some("data: 1\n\n"));
+        (Instant::now(), answer)
+    });
+    let (mut came, answers): (Vec<Instant>, Vec<_>) = futures::future::join_all(first_events).await.into_iter().unzip();
+    came.sort_unstable();
+    let (median, last) = (came[100] - came[0], came[199] - came[0]);
+    println!("the first event came to the median client {median:?} after the first, to the last {last:?}");
+    assert!(median < Duration::from_millis(250), "{median:?}");
     gate.open();
     let mut did_what = Vec::new();
     for answer in answers {
