@@ -193,6 +193,9 @@ fn refused(listen: &Listen, e: &io::Error) -> String {
         io::ErrorKind::AddrInUse if is_other_file(listen) => "a file stands there that is not a socket",
         io::ErrorKind::AddrInUse => "another process listens there already",
         io::ErrorKind::AddrNotAvailable => "this machine has no such address",
+        io::ErrorKind::PermissionDenied if matches!(listen, Listen::Unix(_)) => {
+            "permission denied: forebay must be allowed to write to its folder"
+        }
         io::ErrorKind::PermissionDenied => "permission denied: a port below 1024 needs CAP_NET_BIND_SERVICE",
         _ => return format!("cannot listen on {listen}: {e}"),
     };

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -95,11 +96,31 @@ pub(crate) fn forebay(arguments: &[&str]) -> Said {
 /// Runs a command to its end, with these variables.
 pub(crate) fn with_environment(arguments: &[&str], environment: &[(&str, &str)]) -> Said {
     let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
-    command.args(arguments).envs(environment.iter().copied()).stdin(Stdio::null());
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    command.args(arguments).envs(environment.iter().copied());
+    run(command)
+}
+
+/// Runs a command to its end, as a user to whom the system grants nothing beyond what files allow their owner.
+pub(crate) fn powerless(arguments: &[&str]) -> Said {
+    let forebay = env!("CARGO_BIN_EXE_forebay");
+    let mut command = if is_root() { Command::new("setpriv") } else { Command::new(forebay) };
+    if is_root() {
+        command.args(["--bounding-set=-all", "--inh-caps=-all", forebay]);
+    }
+    command.args(arguments);
+    run(command)
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+}
+
+fn run(mut command: Command) -> Said {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("the command runs");
     let mut process = Process { child, said: Arc::default() };
     let (mut stdout, mut stderr) = (process.child.stdout.take(), process.child.stderr.take());
-    let status = until(format!("{arguments:?} ends"), || process.child.try_wait().expect("a child")); // says little: a pipe holds it
+    let status = until(format!("{command:?} ends"), || process.child.try_wait().expect("a child")); // says little: a pipe holds it
     let text = |out: &mut dyn Read| {
         let mut text = String::new();
         out.read_to_string(&mut text).expect("UTF-8");

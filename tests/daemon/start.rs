@@ -1,15 +1,16 @@
 //! How the daemon comes up, and what it leaves behind.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::configuration::Configuration;
-use crate::harness::{Engine, Folder, Forebay, forebay};
+use crate::configuration::{Configuration, SECRET};
+use crate::harness::{DEADLINE, Engine, Folder, Forebay, forebay, powerless};
 use crate::http::Client;
 
 /// What `run` says of a configuration that it cannot serve, at once.
@@ -48,6 +49,46 @@ fn a_unix_socket_that_cannot_be_made_is_one_clear_line() {
         assert!(said.starts_with(&format!("forebay: cannot listen on {listen}: ")), "{said}");
     }
     assert_eq!(folder.read("file"), "not a folder", "a file that is no socket is left alone");
+}
+
+#[test]
+fn what_is_not_permitted_is_one_clear_line() {
+    let folder = Folder::with(&[("closed/access.log", "")]);
+    let permit = |name: &str, mode| fs::set_permissions(folder.path(name), Permissions::from_mode(mode));
+    let (file, socket) = (folder.path("forebay.toml"), folder.path("closed/forebay.sock"));
+    let log = folder.path("closed/access.log");
+    permit("closed/access.log", 0o400).and(permit("closed", 0o500)).expect("set");
+    let good = Configuration::of(&["127.0.0.1:1"]);
+    let is_folder = "permission denied: forebay must be allowed to write to its folder";
+    let is_port = "permission denied: a port below 1024 needs CAP_NET_BIND_SERVICE";
+    let unprivileged = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").expect("a setting");
+    let mut cases = vec![
+        (good.clone(), 0o000, 2, format!("{file}: cannot be read: Permission denied (os error 13)")),
+        (
+            good.clone().listen(&format!("unix:{socket}")),
+            0o400,
+            1,
+            format!("forebay: cannot listen on unix:{socket}: {is_folder}"),
+        ),
+        (
+            good.clone().more(&format!("[log]\naccess = {log:?}")),
+            0o400,
+            1,
+            format!("forebay: cannot write the access log to {log}: Permission denied (os error 13)"),
+        ),
+    ];
+    if unprivileged.trim() != "0" {
+        let told = format!("forebay: cannot listen on 127.0.0.1:1: {is_port}");
+        cases.push((good.listen("127.0.0.1:1"), 0o400, 1, told));
+    }
+    for (configuration, mode, code, told) in cases {
+        folder.write("forebay.toml", &configuration.to_string());
+        permit("forebay.toml", mode).expect("set");
+        let said = powerless(&["run", "-c", &file]);
+        assert_eq!((said.code, &*said.stdout, &*said.stderr), (Some(code), "", &*format!("{told}\n")));
+        permit("forebay.toml", 0o600).expect("set");
+    }
+    permit("closed", 0o700).expect("set");
 }
 
 #[test]
@@ -149,4 +190,45 @@ fn the_limit_of_open_files_is_raised_as_far_as_it_goes_and_that_is_said() {
     assert!(said.is_some());
     let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("that limit");
     assert_eq!(line.split_whitespace().collect::<Vec<_>>()[3..5], ["900", "900"], "{line}");
+}
+
+/// A thousand models on so many pools, with a thousand servers among them, none of which answers a probe.
+fn large(pools: usize, silent: &[TcpListener]) -> Configuration {
+    let server = |n: usize| match n % 4 {
+        0 => format!("127.0.{}.{}:1", n / 250, 1 + n % 250), // refuses
+        1 => format!("198.51.100.{}:{}", n % 250, 1 + n),    // cannot be reached: kept free by RFC 5737
+        2 => format!("none-{n}.invalid:80"),
+        _ => silent[n / 4].local_addr().expect("an address").to_string(),
+    };
+    let each = 1000 / pools;
+    let pool = |configuration: Configuration, pool: usize| {
+        let servers: Vec<String> = (pool * each..(pool + 1) * each).map(server).collect();
+        let servers: Vec<&str> = servers.iter().map(String::as_str).collect();
+        configuration.pool(&format!("p{pool}"), &servers, "interval = \"60s\"\ntimeout = \"60s\"")
+    };
+    let model =
+        |configuration: Configuration, n: usize| configuration.model(&format!("model-{n}"), &format!("p{}", n % pools));
+    let configuration = (0..pools).fold(Configuration::empty(), pool);
+    (0..1000).fold(configuration, model).key("tester", SECRET, "[\"*\"]")
+}
+
+#[test]
+fn a_daemon_of_a_thousand_models_and_servers_waits_for_none_of_them() {
+    let silent: Vec<TcpListener> = (0..250).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+    for pools in [1, 1000] {
+        let folder = Folder::with(&[("forebay.toml", &large(pools, &silent).to_string())]);
+        let began = Instant::now();
+        let mut forebay = Forebay::start_with(folder, "forebay.toml");
+        assert_eq!(forebay.admin("/livez").status, 200);
+        let took = began.elapsed();
+        println!("{pools} pools: lives after {took:?}");
+        assert!(took < DEADLINE, "{took:?}");
+        let answer = forebay.client().chat("model-3").expect("an answer");
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (503, &"no_healthy_upstream".into()));
+        let began = Instant::now();
+        forebay.signal("TERM");
+        assert_eq!(forebay.until_ended(), Some(0));
+        println!("{pools} pools: ended after {:?}", began.elapsed());
+        assert!(began.elapsed() < DEADLINE, "{:?}", began.elapsed());
+    }
 }
