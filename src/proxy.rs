@@ -211,7 +211,8 @@ impl ProxyHttp for Proxy {
 
     fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, x: &mut Exchange, mut e: Box<Error>) -> Box<Error> {
         log_failure(log::Level::Warn, x, &e);
-        let outcome = Outcome::ConnectFailed;
+        let ours = *e.root_etype() == ErrorType::SocketError;
+        let outcome = if ours { Outcome::NoSocket } else { Outcome::ConnectFailed };
         let again = x.admitted.pool.as_ref().is_some_and(|pool| x.way.fails(Failure::Connect, outcome, pool));
         self.tell(x);
         e.set_retry(again);

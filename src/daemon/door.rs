@@ -24,7 +24,7 @@ use crate::live::{Current, Stage};
 const EXHAUSTED: [i32; 4] = [12, 23, 24, 105];
 /// Clients that are told of their refusal at once; more are turned away without a word.
 static REFUSED: Semaphore = Semaphore::const_new(256);
-/// For how long a refusal of clients is not said again.
+/// For how long it is not said again that clients are refused, or wait.
 const SILENCE: Duration = Duration::from_secs(10);
 /// How long accepting pauses when the system has no room for another connection.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -50,8 +50,8 @@ pub struct Door<A> {
 /// What an accept loop has said in the log, so that it does not say it for every client.
 #[derive(Default)]
 struct Said {
-    /// The last one could not be accepted.
-    exhausted: bool,
+    /// When it was last said that none can be accepted.
+    exhausted: Option<Instant>,
     /// When clients were last said to be too many.
     full: Option<Instant>,
 }
@@ -106,15 +106,12 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
 
     async fn take(&self, accepted: io::Result<L4Stream>, said: &mut Said) {
         match accepted {
-            Ok(stream) => {
-                said.exhausted = false;
-                self.seat(stream, said);
-            }
+            Ok(stream) => self.seat(stream, said),
             Err(e) if e.raw_os_error().is_none_or(|code| !EXHAUSTED.contains(&code)) => {
                 log::debug!("a connection was lost: {e}");
             }
             Err(e) => {
-                if !std::mem::replace(&mut said.exhausted, true) {
+                if is_new(&mut said.exhausted) {
                     log::error!("connections wait, for none can be accepted: {e}");
                 }
                 tokio::time::sleep(PAUSE).await;
@@ -133,8 +130,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
             });
             return;
         }
-        if said.full.is_none_or(|at| at.elapsed() >= SILENCE) {
-            said.full = Some(Instant::now());
+        if is_new(&mut said.full) {
             log::warn!("clients are refused: {most} are connected, which is `max_connections`");
         }
         if let Ok(turn) = REFUSED.try_acquire() {
@@ -204,6 +200,15 @@ impl Listener {
         }
         Ok(all)
     }
+}
+
+/// Whether something was not said in the last while, and is now.
+fn is_new(said: &mut Option<Instant>) -> bool {
+    let new = said.is_none_or(|at| at.elapsed() >= SILENCE);
+    if new {
+        *said = Some(Instant::now());
+    }
+    new
 }
 
 fn tcp(stream: TcpStream, peer: SocketAddr) -> io::Result<L4Stream> {

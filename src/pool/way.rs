@@ -66,6 +66,8 @@ pub enum Outcome {
     Refused,
     /// No connection.
     ConnectFailed,
+    /// Not even a try: there was no socket to be had. It tells nothing of the server.
+    NoSocket,
     /// Closed or reset before an answer.
     Reset,
     /// No answer in time.
@@ -194,10 +196,10 @@ impl Way {
             lease.begins();
             drop(self.caller.handover.close());
         }
-        if !matches!(outcome, Outcome::Answered | Outcome::Cancelled) {
+        if !matches!(outcome, Outcome::Answered | Outcome::Cancelled | Outcome::NoSocket) {
             lease.server().failed();
         }
-        let tells = !matches!(outcome, Outcome::Cancelled | Outcome::TimedOut | Outcome::Stalled);
+        let tells = !matches!(outcome, Outcome::Cancelled | Outcome::TimedOut | Outcome::Stalled | Outcome::NoSocket);
         let failed = tells && outcome != Outcome::Answered;
         let told = match (outcome, self.later.take()) {
             (_, Some(later)) => Told::Later(later, failed),
@@ -240,11 +242,12 @@ impl Way {
 
 impl Outcome {
     /// All of them, in their order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Answered,
         Self::ServerError,
         Self::Refused,
         Self::ConnectFailed,
+        Self::NoSocket,
         Self::Reset,
         Self::TimedOut,
         Self::Truncated,
@@ -265,6 +268,7 @@ impl Outcome {
             Self::ServerError => "server_error",
             Self::Refused => "refused",
             Self::ConnectFailed => "connect_failed",
+            Self::NoSocket => "no_socket",
             Self::Reset => "reset",
             Self::TimedOut => "timed_out",
             Self::Truncated => "truncated",

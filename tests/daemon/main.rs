@@ -6,6 +6,7 @@ mod clients;
 mod configuration;
 mod credentials;
 mod crowd;
+mod descriptors;
 mod drain;
 mod failing;
 mod hardening;
