@@ -14,6 +14,7 @@ mod harness;
 mod http;
 mod leaving;
 mod logs;
+mod memory;
 mod mixed;
 mod notify;
 mod probes;
