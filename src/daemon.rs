@@ -205,6 +205,7 @@ impl Daemon {
         let successor = signals.obey(&reloader, &upgrader).await;
         upgrader.give_up();
         if successor.is_some() {
+            current.enter(Stage::HandedOver); // before the accept loops hear of it: who waits is the successor's
             admin.stop.send_replace(true); // else they stay open to the end
         } else {
             let server = &current.live().plan.server;
@@ -242,16 +243,13 @@ impl Daemon {
 /// Lets what is in flight end, as much of it as there is time for; the rest is cut off.
 async fn end(current: &Current, doors: &mut Doors, signals: &mut Signals, handed_over: bool) {
     let server = &current.live().plan.server;
-    let (stage, limit) = match handed_over {
-        true => (Stage::HandedOver, server.drain_upgrade),
-        false => (Stage::Closing, server.drain),
-    };
+    let limit = if handed_over { server.drain_upgrade } else { server.drain };
     let finish = async {
         if !handed_over {
             current.enter(Stage::Leaving);
             tokio::time::sleep(server.min_drain).await;
+            current.enter(Stage::Closing);
         }
-        current.enter(stage);
         log::info!("stopping: requests in flight have {} s", limit.as_secs_f32());
         doors.stop.send_replace(true);
         tokio::time::timeout(limit, doors.close()).await
