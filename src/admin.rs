@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use crate::access::key;
 use crate::daemon::connection;
 use crate::daemon::reload::{Reloaded, Reloader};
-use crate::daemon::upgrade::{Successor, Upgrader};
+use crate::daemon::upgrade::{NotUpgraded, Successor, Upgrader};
 use crate::live::Current;
 use crate::observe::Observer;
 
@@ -86,9 +86,10 @@ impl Admin {
                 Answer::json(ok_if(probed), &json!({"status": said}))
             }
             "/metrics" => self.metrics(),
-            "/status" => {
-                Answer::json(StatusCode::OK, &status::status(&self.current, self.started, &self.reloader.last()))
-            }
+            "/status" => Answer::json(
+                StatusCode::OK,
+                &status::status(&self.current, self.started, &self.reloader.last(), self.upgrader.former()),
+            ),
             "/reload" => match self.permit(&request.headers) {
                 Ok(()) => self.reload().await,
                 Err(refused) => refused,
@@ -145,8 +146,13 @@ impl Admin {
                 Answer::json(StatusCode::OK, &json!({"upgraded": true, "pid": pid, "version": version}))
             }
             Ok(Err(why)) => {
+                let status = match why {
+                    NotUpgraded::UnderWay => StatusCode::CONFLICT,
+                    NotUpgraded::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+                    NotUpgraded::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+                };
                 let why = format!("not upgraded, and the process before serves on: {why}");
-                Answer::json(StatusCode::INTERNAL_SERVER_ERROR, &json!({"upgraded": false, "error": why}))
+                Answer::json(status, &json!({"upgraded": false, "error": why}))
             }
             Err(e) => Answer::fault(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
         }
@@ -178,6 +184,10 @@ impl Admin {
     async fn order(&self, path: &str, request: &RequestHeader, session: &mut ServerSession) -> Result<Answer, Answer> {
         let body = self.change(request, session).await?;
         let word = servers::read(&body).map_err(|why| Answer::fault(StatusCode::BAD_REQUEST, &why))?;
+        if self.upgrader.is_under_way() || self.upgrader.successor().is_some() {
+            let why = "an upgrade is under way, and the new process would not know of this: ask again in a moment";
+            return Err(Answer::fault(StatusCode::CONFLICT, why));
+        }
         let live = self.current.live(); // after the body, which may have taken its time
         let (pool, place) = servers::find(&live, path).map_err(|why| Answer::fault(StatusCode::NOT_FOUND, &why))?;
         servers::order(pool, place, word);

@@ -1,6 +1,6 @@
 //! The running process, without `pingora::Server`, whose stop takes minutes and whose upgrade loses connections.
 //!
-//! The order of things: plan → sockets (before any thread) → runtime → signals → probes and accept loops → ready → control
+//! The order of things: what was passed to us (before any thread) → plan → sockets → runtime → signals → probes and accept loops → ready → control
 //! loop → stop accepting → drain → exit. A process that takes over from another one accepts once its servers are known.
 
 pub mod connection;
@@ -51,7 +51,7 @@ const CUT: Duration = Duration::from_millis(100);
 /// Streams that one HTTP/2 client connection may have open at once.
 const STREAMS: u32 = 256;
 
-/// A daemon whose sockets are bound, and that has no thread yet.
+/// A daemon whose sockets are bound, and that does not serve yet.
 pub struct Daemon {
     current: Arc<Current>,
     observer: Arc<Observer>,
@@ -61,6 +61,9 @@ pub struct Daemon {
     supervisor: Arc<Supervisor>,
     traffic: Vec<Bound>,
     admin: Vec<Bound>,
+    /// The files that it has made, and those that it takes over.
+    files: Vec<SocketFile>,
+    inherited: Vec<PathBuf>,
     threads: usize,
     upstream_idle: usize,
 }
@@ -130,22 +133,23 @@ impl Daemon {
     ) -> Result<Self, String> {
         let Origin { sockets, predecessor, command } = origin;
         reload::set_logs(&observer, &plan.log)?;
-        let legacy = predecessor.as_ref().map(Predecessor::legacy).unwrap_or_default();
+        let mut legacy = predecessor.as_ref().map(Predecessor::legacy).unwrap_or_default();
         let listens: Vec<Listen> = plan.server.listen.iter().chain(&plan.admin.listen).cloned().collect();
         let mut bound = listen::bind(&listens, sockets)?;
+        let files = bound.iter().filter_map(|bound| bound.file.clone()).collect();
         descriptors::raise_limit(); // after that, so that a start that fails says nothing else
-        bound.iter_mut().for_each(|bound| bound.own(&legacy.files));
         let (threads, upstream_idle) = (plan.server.threads, plan.server.upstream_idle);
         let traffic_listens = plan.server.listen.len();
         let live = Live::new(plan, None);
         legacy.pass_on(&live);
         let current = Arc::new(Current::new(live));
         let supervisor = Arc::new(Supervisor::new(&*environment, current.clone()));
-        let upgrader = Upgrader::new(current.clone(), supervisor.clone(), command, &bound);
+        let reloader =
+            Arc::new(Reloader::new(path, environment, current.clone(), observer.clone(), supervisor.clone()));
+        let parts = (current.clone(), reloader.clone(), supervisor.clone());
+        let upgrader = Upgrader::new(parts, command, predecessor.as_ref(), &bound, &legacy.files);
         let upgrader = Arc::new(upgrader.map_err(|e| format!("no descriptor is left: {e}"))?);
-        let reloader = Reloader::new(path, environment, current.clone(), observer.clone(), supervisor.clone());
-        let (reloader, admin) = (Arc::new(reloader), bound.split_off(traffic_listens));
-        let traffic = bound;
+        let (admin, traffic, inherited) = (bound.split_off(traffic_listens), bound, legacy.files);
         Ok(Self {
             current,
             observer,
@@ -155,6 +159,8 @@ impl Daemon {
             supervisor,
             traffic,
             admin,
+            files,
+            inherited,
             threads,
             upstream_idle,
         })
@@ -180,42 +186,50 @@ impl Daemon {
     /// A line that says why it could not start.
     pub fn run(self, early: Option<Signals>) -> Result<(), String> {
         let runtime = runtime(self.threads).map_err(|e| format!("cannot start: {e}"))?;
-        let files: Vec<_> = self.traffic.iter().chain(&self.admin).filter_map(|bound| bound.file.clone()).collect();
+        let made = self.files.clone();
         let supervisor = self.supervisor.clone();
-        let served = runtime.block_on(supervisor.attend(self.serve(early))).map_err(|e| format!("cannot start: {e}"));
+        let served = runtime.block_on(supervisor.attend(self.serve(early)));
         runtime.shutdown_timeout(CUT);
-        if !matches!(served, Ok(Some(_))) {
-            files.iter().for_each(SocketFile::remove);
-        }
-        served.map(drop)
+        let left = served.as_ref().unwrap_or(&made);
+        left.iter().for_each(SocketFile::remove);
+        served.map(drop).map_err(|e| format!("cannot start: {e}"))
     }
 
-    /// The process that serves now, if one does.
-    async fn serve(mut self, early: Option<Signals>) -> io::Result<Option<Successor>> {
+    /// The files that are to be removed: none, if another process serves.
+    async fn serve(mut self, early: Option<Signals>) -> io::Result<Vec<SocketFile>> {
         let mut signals = early.map_or_else(Signals::install, Ok)?;
         let (current, reloader, upgrader) = (self.current.clone(), self.reloader.clone(), self.upgrader.clone());
         let (supervisor, predecessor) = (self.supervisor.clone(), self.predecessor.take());
         reloader.start(predecessor.as_ref().map(|_| UNKNOWN)).await;
+        let listens: Vec<PathBuf> = self.traffic.iter().chain(&self.admin).filter_map(|bound| bound.path()).collect();
+        let (mut files, inherited) = (std::mem::take(&mut self.files), std::mem::take(&mut self.inherited));
+        let alone = || io::Error::other("the process that this one takes over from does not wait for it");
+        if predecessor.as_ref().is_some_and(|predecessor| !predecessor.waits()) {
+            return Err(alone());
+        }
         let (mut doors, mut admin) = self.open();
-        let untold =
-            |e| io::Error::other(format!("the process that this one takes over from does not wait for it: {e}"));
-        predecessor.map_or(Ok(()), Predecessor::serves).map_err(untold)?;
+        predecessor.map_or(Ok(()), Predecessor::serves).map_err(|_| alone())?;
+        // Until then they were the other's.
+        let (used, left): (Vec<_>, Vec<_>) = inherited.into_iter().partition(|path| listens.contains(path));
+        files.extend(used.iter().filter_map(|path| SocketFile::at(path)));
+        left.iter().filter_map(|path| SocketFile::at(path)).for_each(|file| file.remove());
         log::info!("forebay {} serves", crate::VERSION);
         supervisor.ready();
-        let successor = signals.obey(&reloader, &upgrader).await;
+        signals.obey(&reloader, &upgrader).await;
         upgrader.give_up();
-        if successor.is_some() {
-            current.enter(Stage::HandedOver); // before the accept loops hear of it: who waits is the successor's
+        let handed_over = upgrader.successor().is_some();
+        if handed_over {
             admin.stop.send_replace(true); // else they stay open to the end
         } else {
             let server = &current.live().plan.server;
             supervisor.stopping(server.min_drain.saturating_add(server.drain));
         }
-        end(&current, &mut doors, &mut signals, successor.is_some()).await;
-        if successor.is_some() {
+        end(&current, &mut doors, &mut signals, handed_over).await;
+        if handed_over {
             let _ = tokio::time::timeout(LAST_WORDS, admin.close()).await; // one of them may wait for the news
+            files.clear();
         }
-        Ok(successor)
+        Ok(files)
     }
 
     /// Starts the accept loops: for traffic, and for the admin.
@@ -330,18 +344,21 @@ impl Signals {
         }
     }
 
-    /// Does as they say, until the daemon is to stop, or another process serves: then which.
-    async fn obey(&mut self, reloader: &Arc<Reloader>, upgrader: &Arc<Upgrader>) -> Option<Successor> {
+    /// Does as they say, until the daemon is to stop, or another process serves.
+    async fn obey(&mut self, reloader: &Arc<Reloader>, upgrader: &Arc<Upgrader>) {
         loop {
             let told = tokio::select! {
-                successor = upgrader.upgraded() => return Some(successor),
+                _ = upgrader.upgraded() => return,
                 told = self.next() => told,
             };
             let (reloader, upgrader) = (reloader.clone(), upgrader.clone());
             match told {
-                Told::Stop => return None,
-                // What goes wrong is logged there.
-                Told::Reload => drop(tokio::spawn(async move { reloader.reload().await })),
+                Told::Stop => return,
+                // What goes wrong is logged there. Who serves after an upgrade that was under way has read the files before this.
+                Told::Reload => drop(tokio::spawn(async move {
+                    let _ = reloader.reload().await;
+                    upgrader.successor().iter().for_each(Successor::hang_up);
+                })),
                 Told::Upgrade => drop(tokio::spawn(async move { upgrader.upgrade().await })),
             }
         }

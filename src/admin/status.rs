@@ -12,9 +12,10 @@ use crate::live::{Current, Live};
 use crate::observe::Gauged;
 use crate::pool::Pool;
 
-/// What is in force, how its servers are, and how the configuration came in.
+/// What is in force, how its servers are, and how the configuration came in. `former`: the process before an upgrade, while it
+/// finishes its requests.
 #[must_use]
-pub fn status(current: &Current, started: SystemTime, last: &LastReload) -> Value {
+pub fn status(current: &Current, started: SystemTime, last: &LastReload, former: Option<u32>) -> Value {
     let live = &*current.live();
     let plan = &live.plan;
     let pools: Map<String, Value> = live.pools().map(|pool| (pool.settings.name.to_string(), of_pool(pool))).collect();
@@ -30,6 +31,7 @@ pub fn status(current: &Current, started: SystemTime, last: &LastReload) -> Valu
     let keys: Vec<Value> = plan.key_names.iter().map(|name| json!({"name": **name})).collect();
     json!({
         "pid": std::process::id(),
+        "former_pid": former,
         "version": crate::VERSION,
         "revision": crate::REVISION,
         "started": time(started),

@@ -105,6 +105,9 @@ struct Told {
     in_flight: u64,
     weight: u32,
     configured_weight: u32,
+    /// The process before an upgrade that finishes its requests, perhaps there.
+    #[serde(skip)]
+    former: Option<u64>,
 }
 
 /// The lines that say how far it is.
@@ -120,20 +123,21 @@ impl Drain {
     pub(super) fn run(self) -> Result<(), Failure> {
         block_on(async {
             let caller = self.server.whom.caller()?;
-            let told = self.server.order(&caller, &json!({"state": "drain"})).await?;
-            self.wait(&caller, told).await
+            self.server.order(&caller, &json!({"state": "drain"})).await?;
+            self.wait(&caller).await
         })
     }
 
-    async fn wait(&self, caller: &Caller, mut told: Told) -> Result<(), Failure> {
+    async fn wait(&self, caller: &Caller) -> Result<(), Failure> {
         let mut interrupted = signal(SignalKind::interrupt()).map_err(|e| Failure::Runtime(e.to_string()))?;
         let name = &self.server.name;
         let end = Instant::now() + self.timeout;
         let mut progress = Progress { rewrites: io::stdout().is_terminal(), last: String::new() };
         let back = format!("`forebay ready {name}` brings it back");
-        while told.in_flight > 0 {
+        let mut told = self.server.look(caller).await?;
+        while told.in_flight > 0 || told.former.is_some() {
             progress.show(&told.line(name))?;
-            let left = format!("{} in flight at {name}, which stays drained; {back}", told.in_flight);
+            let left = format!("{} at {name}, which stays drained; {back}", told.in_flight());
             let next = tokio::select! {
                 _ = interrupted.recv() => Err(Failure::Runtime(format!("stopped waiting: {left}"))),
                 () = sleep_until(end) => {
@@ -195,7 +199,7 @@ impl Which {
         let status: Value = caller.read("/status").await?;
         let servers = status["pools"][pool]["servers"].as_array();
         let found = servers.and_then(|servers| servers.iter().find(|found| found["name"] == **server));
-        let Some(told) = found.and_then(|found| Told::deserialize(found).ok()) else {
+        let Some(mut told) = found.and_then(|found| Told::deserialize(found).ok()) else {
             return Err(Failure::Runtime(format!(
                 "{name} is gone: a reload took it out of the configuration. What is in flight there is finished, but cannot be \
                  counted any more"
@@ -207,6 +211,7 @@ impl Which {
                 told.state
             )));
         }
+        told.former = status["former_pid"].as_u64();
         Ok(told)
     }
 }
@@ -215,7 +220,7 @@ impl Which {
 
 impl Told {
     fn line(&self, name: &Name) -> String {
-        let Self { state, why, in_flight, weight, configured_weight } = self;
+        let Self { state, why, weight, configured_weight, .. } = self;
         let why = match &**state {
             "up" | "draining" | "maint" => String::new(),
             _ => format!(" ({why})"),
@@ -224,7 +229,16 @@ impl Told {
             true => String::new(),
             false => format!(", weight {weight} ({configured_weight} in the configuration)"),
         };
-        format!("{name}: {state}{why}{weight}, {in_flight} in flight").replace(char::is_control, " ")
+        format!("{name}: {state}{why}{weight}, {}", self.in_flight()).replace(char::is_control, " ")
+    }
+
+    fn in_flight(&self) -> String {
+        match self.former {
+            Some(pid) => {
+                format!("{} in flight, and process {pid} still finishes what came before an upgrade", self.in_flight)
+            }
+            None => format!("{} in flight", self.in_flight),
+        }
     }
 }
 

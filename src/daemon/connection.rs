@@ -22,7 +22,7 @@ tokio::task_local! {
 
 /// How long a connection must have been idle before it is closed once the daemon stops: a client that has just had its
 /// answer may be sending its next request.
-const GRACE: Duration = Duration::from_millis(500);
+pub const GRACE: Duration = Duration::from_millis(500);
 
 /// How long a connection may be in its phases.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +55,8 @@ pub struct Connection {
     word: AtomicU64,
     /// The HTTP/2 streams that are open.
     streams: AtomicUsize,
-    /// Nothing is read from it any more, so that whatever it is doing ends as if its client had gone, and can still say so.
+    /// Nothing is read from it any more, so that whatever it is doing ends as if its client had gone. Over HTTP/1 it can still say so;
+    /// over HTTP/2 the connection ends.
     cut: AtomicBool,
     /// Who reads from it.
     reader: AtomicWaker,
@@ -118,16 +119,22 @@ impl Connection {
         self.reader.wake();
     }
 
-    /// Returns when the connection must be closed.
-    pub async fn watch(&self, limits: Limits, mut stop: watch::Receiver<bool>, mut cut: watch::Receiver<bool>) {
+    /// Returns when the connection must be closed. `grace`: how long it may be idle once the daemon stops.
+    pub async fn watch(
+        &self,
+        limits: Limits,
+        grace: impl Fn() -> Duration,
+        mut stop: watch::Receiver<bool>,
+        mut cut: watch::Receiver<bool>,
+    ) {
         let mut stopping = *stop.borrow_and_update();
         loop {
-            let (phase, age) = self.phase();
+            let ((phase, age), grace) = (self.phase(), grace());
             let limit = match phase {
                 Phase::Busy => Duration::MAX,
-                Phase::Fresh | Phase::Header if stopping => GRACE.min(limits.header),
-                Phase::Idle if stopping => GRACE,
-                Phase::Quiet if stopping && self.streams.load(Relaxed) == 0 => 2 * GRACE, // it has been told to go
+                Phase::Fresh | Phase::Header if stopping => grace.min(limits.header),
+                Phase::Idle if stopping => grace.min(limits.keepalive.max(GRACE)),
+                Phase::Quiet if stopping && self.streams.load(Relaxed) == 0 => 2 * grace, // it has been told to go
                 Phase::Quiet => Duration::MAX,
                 Phase::Fresh | Phase::Header => limits.header,
                 Phase::Idle => limits.keepalive,

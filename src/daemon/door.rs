@@ -26,6 +26,8 @@ const EXHAUSTED: [i32; 4] = [12, 23, 24, 105];
 static REFUSED: Semaphore = Semaphore::const_new(256);
 /// For how long it is not said again that clients are refused, or wait.
 const SILENCE: Duration = Duration::from_secs(10);
+/// How long a connection may be idle once another process serves. There is no hurry then, and a request may be on its way.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long accepting pauses when the system has no room for another connection.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -148,15 +150,16 @@ impl<A: HttpServerApp + Send + Sync + 'static> Door<A> {
             Limits { header: server.header_timeout, keepalive: server.keepalive }
         };
         let edge = Arc::new(Edge::new(self.app.clone(), connection.clone(), limits));
-        let wire = Box::new(Wire::new(Box::new(stream), connection.clone()));
-        let (stop, cut) = (self.stop.clone(), self.cut.clone());
+        let wire = Box::new(Wire::new(Box::new(stream), connection.clone(), self.open.clone()));
+        let (stop, cut, current) = (self.stop.clone(), self.cut.clone(), self.current.clone());
+        let grace = || if current.stage() == Stage::HandedOver { PATIENCE } else { connection::GRACE };
         // A task of its own, else the watchdog would be looked at whenever a byte comes or goes.
         let mut served = tokio::spawn(connection::scope(connection.clone(), async move {
             ServerApp::process_new(&edge, wire, &self.stop).await;
         }));
         tokio::select! {
             _ = &mut served => {}
-            () = connection.watch(limits, stop, cut) => served.abort(),
+            () = connection.watch(limits, grace, stop, cut) => served.abort(),
         }
     }
 }

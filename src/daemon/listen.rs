@@ -71,12 +71,14 @@ pub fn bind(all: &[Listen], mut passed: Vec<Socket>) -> Result<Vec<Bound>, Strin
             Ok(socket) => bound.push(Bound::new(listen.clone(), socket)),
             Err(e) => {
                 bound.iter().filter_map(|bound| bound.file.as_ref()).for_each(SocketFile::remove);
-                let others: Vec<String> = passed.iter().map(told_by).collect();
-                let hint = match &*others {
-                    [] => String::new(),
-                    others => format!("; the sockets that were passed to this process listen on {}", others.join(", ")),
-                };
-                return Err(format!("{}{hint}", refused(listen, &e)));
+                return Err(match passed.iter().find(|socket| is_in_the_way(socket, listen)) {
+                    Some(socket) => format!(
+                        "cannot listen on {listen}: {} was passed to this process, and both cannot be had at once; from one to the \
+                         other a restart leads, and no upgrade",
+                        told_by(socket)
+                    ),
+                    None => refused(listen, &e),
+                });
             }
         }
     }
@@ -101,6 +103,12 @@ fn is_at(socket: &Socket, listen: &Listen, all: &[Listen]) -> bool {
         (Listen::Unix(wanted), None) => address.as_pathname() == Some(wanted),
         _ => false,
     }
+}
+
+/// Whether it is a passed socket that keeps us from an address: one of the same port, for all addresses or for this one.
+fn is_in_the_way(socket: &Socket, listen: &Listen) -> bool {
+    let has = socket.local_addr().ok().and_then(|address| address.as_socket());
+    matches!((listen, has), (Listen::Tcp(wanted), Some(has)) if wanted.port() == has.port())
 }
 
 fn told_by(socket: &Socket) -> String {
@@ -131,14 +139,13 @@ impl Bound {
         };
         Self { listen, socket, file }
     }
+}
 
-    /// Its file, if it is one of these, is ours to remove.
-    pub fn own(&mut self, files: &[PathBuf]) {
-        if let Listen::Unix(path) = &self.listen
-            && files.contains(path)
-        {
-            self.file = SocketFile::at(path);
-        }
+impl Bound {
+    /// The path of a unix socket.
+    #[must_use]
+    pub fn path(&self) -> Option<PathBuf> {
+        if let Listen::Unix(path) = &self.listen { Some(path.clone()) } else { None }
     }
 }
 

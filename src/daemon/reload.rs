@@ -18,7 +18,7 @@ use super::probe::Probes;
 use crate::config::Footprint;
 use crate::config::changes::{Changes, upgrade_needed};
 use crate::config::plan::{Admin, Log, Plan, Server};
-use crate::live::{Current, Live};
+use crate::live::{Current, Live, Stage};
 use crate::observe::access_log::Destination;
 use crate::observe::{Observer, logger};
 
@@ -38,7 +38,7 @@ pub struct Reloader {
     read: Mutex<Arc<Footprint>>,
     last: Mutex<LastReload>,
     probes: Mutex<Option<Probes>>,
-    /// Held by the one reload that is under way.
+    /// Held by the one reload that is under way, or by an upgrade.
     turn: tokio::sync::Mutex<()>,
 }
 
@@ -109,6 +109,11 @@ impl Reloader {
         tokio::spawn(watch::watch(self.clone()));
     }
 
+    /// Waits until no reload is under way. As long as what this gives is held, none begins.
+    pub async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
     /// Reads the files and puts them in force for all requests from now on. Requests under way keep what they began with.
     ///
     /// Servers that are new are probed first, so that a model that moves to them is served without a gap.
@@ -116,7 +121,10 @@ impl Reloader {
     /// # Errors
     /// Every fault there is; then nothing has changed.
     pub async fn reload(&self) -> Result<Reloaded, Vec<String>> {
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn().await;
+        if self.current.stage() >= Stage::HandedOver {
+            return Err(vec!["another process serves by now: ask that one".to_owned()]);
+        }
         let _told = self.supervisor.reloading();
         let logs = |log: &Log| set_logs(&self.observer, log);
         let plan = self.read().await;

@@ -15,7 +15,7 @@ use super::eject::{self, Record, Standing, Told};
 use super::health::{Change, Health, Probed, Rules, State};
 use super::settings::{Address, Endpoint};
 use super::traffic::{Load, Traffic};
-pub use memory::Memory;
+pub use memory::{Memory, Orders};
 
 /// One engine. It outlives reloads, and so do its counts.
 #[derive(Debug)]

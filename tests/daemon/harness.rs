@@ -183,6 +183,7 @@ impl Process {
         }
         command
             .args(arguments)
+            .env_remove("INVOCATION_ID")
             .envs(manner.environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

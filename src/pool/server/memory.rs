@@ -9,15 +9,20 @@ use super::{Order, Reason, Server};
 use crate::pool::eject::Kept;
 use crate::pool::health::Health;
 
-/// What is known of a server.
+/// What the operator has said of a server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Orders {
+    order: Order,
+    ordered: SystemTime,
+    weight: Option<u32>,
+}
+
+/// What its probes and requests have told.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Memory {
     health: Health,
     record: Kept,
     told: Reason,
-    order: Order,
-    ordered: SystemTime,
-    weight: Option<u32>,
     joins: bool,
     /// For how long its weight has been climbing, if it does.
     climbs: Option<Duration>,
@@ -27,6 +32,13 @@ pub struct Memory {
 // === impl Server ===
 
 impl Server {
+    /// What the operator has said of it.
+    #[must_use]
+    pub fn orders(&self) -> Orders {
+        let condition = self.condition.lock();
+        Orders { order: condition.order, ordered: condition.ordered, weight: condition.weight }
+    }
+
     /// What is known of it at this moment.
     #[must_use]
     pub fn memory(&self, now: Instant) -> Memory {
@@ -35,13 +47,17 @@ impl Server {
             health: condition.health.clone(),
             record: condition.record.keep(now),
             told: condition.told.clone(),
-            order: condition.order,
-            ordered: condition.ordered,
-            weight: condition.weight,
             joins: condition.joins,
             climbs: condition.climbs.map(|since| now.saturating_duration_since(since)),
             resolved: condition.resolved,
         }
+    }
+
+    /// Goes on with what the operator said to another process.
+    pub fn obey(&self, orders: Orders) {
+        self.with(|condition| {
+            (condition.order, condition.ordered, condition.weight) = (orders.order, orders.ordered, orders.weight);
+        });
     }
 
     /// Goes on with what another process knew of it.
@@ -50,7 +66,6 @@ impl Server {
             condition.health = memory.health;
             condition.record = memory.record.at(now);
             condition.told = memory.told;
-            (condition.order, condition.ordered, condition.weight) = (memory.order, memory.ordered, memory.weight);
             condition.joins = memory.joins;
             condition.climbs = memory.climbs.and_then(|past| now.checked_sub(past));
             condition.resolved = memory.resolved;
@@ -82,9 +97,11 @@ mod tests {
 
     /// What another process knows of this server.
     fn passed_on(server: &Server, now: Instant) -> Server {
-        let text = serde_json::to_string(&server.memory(now)).unwrap();
+        let text =
+            [serde_json::to_string(&server.orders()), serde_json::to_string(&server.memory(now))].map(Result::unwrap);
         let other = self::server();
-        other.recall(serde_json::from_str(&text).unwrap(), now);
+        other.obey(serde_json::from_str(&text[0]).unwrap());
+        other.recall(serde_json::from_str(&text[1]).unwrap(), now);
         other
     }
 
