@@ -56,7 +56,7 @@ pub(super) fn serve(
 ) -> Result<(), Failure> {
     let plan = Plan::load(&file, &*environment).map_err(|faults| Failure::Usage(faults.to_string()))?;
     let runtime = |e: &dyn std::fmt::Display| Failure::Runtime(e.to_string());
-    let sink = Sink::new(std::io::stderr()).map_err(|e| runtime(&e))?;
+    let sink = Sink::shared(std::io::stderr()).map_err(|e| runtime(&e))?;
     Logger::install(sink.clone());
     let metrics = Metrics::new().map_err(|e| runtime(&e))?;
     let observer = Arc::new(Observer { metrics, access_log: AccessLog::new(sink.clone()) });

@@ -7,12 +7,15 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use memchr::{memchr, memrchr};
 use parking_lot::{Condvar, Mutex};
 
 /// Lines that wait to be written, in bytes.
 const MOST: usize = 4 << 20;
 /// How long the writer gathers lines before it writes them in one go.
 const GATHER: Duration = Duration::from_millis(5);
+/// How much a pipe takes in one go or not at all, in bytes: Linux's `PIPE_BUF`.
+const PIECE: usize = 4096;
 
 /// A place for lines. Clones share it; when all of them are gone, what waits is written and the place is closed.
 #[derive(Debug, Clone)]
@@ -38,6 +41,10 @@ struct Waiting {
     closed: bool,
 }
 
+/// Writes whole lines in pieces that a pipe takes in one go. A line that is longer is a piece of its own.
+#[derive(Debug)]
+struct Pieces<W>(W);
+
 // === impl Sink ===
 
 impl Sink {
@@ -50,6 +57,14 @@ impl Sink {
         let theirs = shared.clone();
         thread::Builder::new().name("log".into()).spawn(move || theirs.write_all_to(out))?;
         Ok(Self(Arc::new(Handle(shared))))
+    }
+
+    /// A sink that writes to `out` beside other processes, as one does after an upgrade: a pipe would mix their lines.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn shared(out: impl Write + Send + 'static) -> std::io::Result<Self> {
+        Self::new(Pieces(out))
     }
 
     /// Adds a line; its end is added here.
@@ -117,9 +132,27 @@ impl Shared {
     }
 }
 
+// === impl Pieces ===
+
+impl<W: Write> Write for Pieces<W> {
+    fn write(&mut self, lines: &[u8]) -> std::io::Result<usize> {
+        let end = match lines.split_at_checked(PIECE) {
+            Some((fits, _)) => memrchr(b'\n', fits).or_else(|| memchr(b'\n', lines)).map_or(lines.len(), |at| at + 1),
+            None => lines.len(),
+        };
+        self.0.write_all(&lines[..end])?;
+        Ok(end)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{BufRead, BufReader, pipe};
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
     /// Takes a write only when it is let; tells what it took.
@@ -150,5 +183,41 @@ mod tests {
         drop(sink);
         let written: usize = taken.iter().map(|bytes| bytes.len()).sum();
         assert!((3 * MOST / 4..=2 * MOST).contains(&written), "{written}");
+    }
+
+    #[test]
+    fn two_who_write_to_one_pipe_do_not_tear_each_others_lines() {
+        let (reader, writer) = pipe().unwrap();
+        let lines: Vec<String> = ["a", "b"].iter().map(|letter| letter.repeat(307)).collect();
+        let sinks = [Sink::shared(writer.try_clone().unwrap()).unwrap(), Sink::shared(writer).unwrap()];
+        for (sink, line) in sinks.iter().zip(&lines) {
+            (0..5000).for_each(|_| sink.line(line.as_bytes())); // many times what the pipe holds
+        }
+        drop(sinks);
+        let read: Vec<String> = BufReader::new(reader).lines().map(Result::unwrap).collect();
+        assert_eq!(read.len(), 10_000);
+        let torn = read.iter().find(|line| !lines.contains(line));
+        assert_eq!(torn, None);
+    }
+
+    #[test]
+    fn pieces_end_with_a_line_and_are_no_larger_than_what_a_pipe_takes_in_one_go() {
+        let line = |length: usize| "x".repeat(length - 1) + "\n";
+        let cases: &[(&[usize], &[usize])] = &[
+            (&[1], &[1]),
+            (&[4096], &[4096]),
+            (&[1000, 3096, 1], &[4096, 1]),
+            (&[1000, 3097, 1], &[1000, 3098]),
+            (&[5000, 1, 4096], &[5000, 1, 4096]),
+            (&[1, 9000, 1, 1], &[1, 9000, 2]),
+        ];
+        for (lines, expected) in cases {
+            let ((let_it, lets), (took, taken)) = (sync_channel(9), sync_channel(9));
+            (0..9).for_each(|_| let_it.send(()).unwrap());
+            let text: String = lines.iter().map(|&length| line(length)).collect();
+            Pieces(Slow(lets, took)).write_all(text.as_bytes()).unwrap();
+            let pieces: Vec<usize> = taken.iter().map(|piece| piece.len()).collect();
+            assert_eq!(pieces, *expected, "{lines:?}");
+        }
     }
 }
