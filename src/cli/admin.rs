@@ -123,7 +123,7 @@ impl Caller {
     /// Changes something, with the token of the environment if there is one.
     ///
     /// # Errors
-    /// A line that says why nothing has changed, and what to do; [`Failure::Usage`] where what is named is not there.
+    /// A line that says why nothing has changed, or that it may have, and what to do; [`Failure::Usage`] where what is named is not there.
     pub(super) async fn change<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T, Failure> {
         self.change_in(DEADLINE, path, body).await
     }
@@ -163,11 +163,16 @@ impl Caller {
     async fn call(&self, call: &Call) -> Result<Answer, Failure> {
         let mut failed = Vec::new();
         for listen in &self.listens {
-            match timeout(call.deadline, self.ask(listen, call)).await {
+            let mut connected = false;
+            let why = match timeout(call.deadline, self.ask(listen, call, &mut connected)).await {
                 Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(e)) => failed.push(format!("{listen}: {}", in_words(&e))),
-                Err(_) => failed.push(format!("{listen}: no answer in {} s", call.deadline.as_secs())),
+                Ok(Err(e)) => in_words(&e).to_owned(),
+                Err(_) => format!("no answer in {} s", call.deadline.as_secs()),
+            };
+            if connected && call.method != Method::GET {
+                return Err(call.unanswered(listen, &why)); // another address may well be the same daemon's
             }
+            failed.push(format!("{listen}: {why}"));
         }
         let failed = failed.join("; ");
         Err(Failure::Runtime(format!(
@@ -176,7 +181,8 @@ impl Caller {
         )))
     }
 
-    async fn ask(&self, listen: &Listen, call: &Call) -> PingoraResult<Answer> {
+    /// Sends a call to an address and reads the answer. `connected` tells whether the call may have come there.
+    async fn ask(&self, listen: &Listen, call: &Call, connected: &mut bool) -> PingoraResult<Answer> {
         let peer = peer(listen)?;
         let mut request = RequestHeader::build(call.method.clone(), call.path.as_bytes(), Some(4))?;
         request.insert_header(HOST, "forebay")?;
@@ -188,6 +194,7 @@ impl Caller {
             request.insert_header(AUTHORIZATION, token)?;
         }
         let (mut session, _) = self.connector.get_http_session(&peer).await?;
+        *connected = true;
         session.write_request_header(Box::new(request)).await?;
         if !call.body.is_empty() {
             session.write_request_body(call.body.clone(), true).await?;
@@ -241,6 +248,14 @@ impl Call {
              `[admin] listen` in its configuration is the address for --admin"
         ))
     }
+
+    /// That it may have been done.
+    fn unanswered(&self, listen: &Listen, why: &str) -> Failure {
+        let Self { method, path, .. } = self;
+        Failure::Runtime(format!(
+            "{method} {path} went to {listen}, but no answer came ({why}): whether it was done is unknown; see `forebay status`"
+        ))
+    }
 }
 
 /// The token of the environment as the value of `Authorization`. What is wrong with it does not show it.
@@ -258,5 +273,73 @@ fn peer(listen: &Listen) -> PingoraResult<HttpPeer> {
     match listen {
         Listen::Tcp(address) => Ok(HttpPeer::new(*address, false, String::new())),
         Listen::Unix(path) => HttpPeer::new_uds(&path.to_string_lossy(), false, String::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpSocket;
+
+    use super::*;
+
+    /// What becomes of a call at an address.
+    #[derive(Debug, Clone, Copy)]
+    enum Fate {
+        Refused,
+        BrokenOff,
+        Unanswered,
+        Answered,
+    }
+
+    /// Listens where calls have this fate.
+    fn listen(fate: Fate) -> Listen {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = socket.local_addr().unwrap();
+        tokio::spawn(async move {
+            if let Fate::Refused = fate {
+                pending::<()>().await; // nobody else gets the port meanwhile
+            }
+            let listener = socket.listen(9).unwrap();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut buffer = [0; 1024];
+                stream.read(&mut buffer).await.unwrap();
+                if let Fate::Answered = fate {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
+                }
+                while !matches!(fate, Fate::BrokenOff) && stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+            }
+        });
+        Listen::Tcp(address)
+    }
+
+    #[tokio::test]
+    async fn what_may_have_changed_something_is_not_asked_for_again_elsewhere() {
+        for (fate, reads_on, changes_on) in [
+            (Fate::Refused, true, true),
+            (Fate::BrokenOff, true, false),
+            (Fate::Unanswered, true, false),
+            (Fate::Answered, true, true),
+        ] {
+            let listens = vec![listen(fate), listen(Fate::Answered)];
+            let first = listens[0].to_string();
+            let caller = Caller { connector: connector(), listens };
+            let deadline = Duration::from_secs(if let Fate::Unanswered = fate { 2 } else { 20 });
+            let call = |method| Call { method, path: "/x".to_owned(), body: Bytes::new(), token: None, deadline };
+            assert_eq!(caller.call(&call(Method::GET)).await.is_ok(), reads_on, "{fate:?}");
+            let changed = caller.call(&call(Method::POST)).await.map(|answer| answer.status);
+            match changed.as_ref().map_err(|failure| failure.said().unwrap_or_default()) {
+                Ok(status) => assert_eq!((*status, changes_on), (StatusCode::OK, true), "{fate:?}"),
+                Err(said) => {
+                    assert!(!changes_on, "{fate:?}: {said}");
+                    assert!(said.starts_with(&format!("POST /x went to {first}, but no answer came (")), "{said}");
+                    assert!(said.ends_with("whether it was done is unknown; see `forebay status`"), "{said}");
+                }
+            }
+        }
     }
 }
