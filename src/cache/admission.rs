@@ -67,6 +67,8 @@ pub enum Bypass {
     Sampled,
     /// Its body has no canonical form.
     Formless(Formless),
+    /// Its body's canonical form could not be made, by a fault of ours.
+    Unread,
 }
 
 /// What a request's `Cache-Control` asks, as far as it is heard.
@@ -154,6 +156,7 @@ impl fmt::Display for Bypass {
             Self::NoAnswer => f.write_str("its Cache-Control says both no-cache and only-if-cached"),
             Self::Sampled => f.write_str("its temperature is not 0 and it has no seed"),
             Self::Formless(why) => why.fmt(f),
+            Self::Unread => f.write_str("its body could not be read for the cache"),
         }
     }
 }
@@ -328,6 +331,7 @@ mod tests {
             (Bypass::NoStore, "its Cache-Control says no-store"),
             (Bypass::NoAnswer, "its Cache-Control says both no-cache and only-if-cached"),
             (Bypass::Sampled, "its temperature is not 0 and it has no seed"),
+            (Bypass::Unread, "its body could not be read for the cache"),
             (Bypass::Formless(Formless::DuplicateMember), "an object in its body has two members of one name"),
             (Bypass::Formless(Formless::TooManyMembers), "its body has more than 262144 members"),
             (

@@ -104,7 +104,7 @@ impl Proxy {
         let header = session.req_header();
         let directives = Directives::read(&header.headers);
         let form = match admit(&header.method, directives) {
-            Ok(()) => canonical(body.clone()).await?,
+            Ok(()) => canonical(body.clone()).await,
             Err(why) => Err(why),
         };
         let header = session.req_header();
@@ -289,10 +289,15 @@ impl Flight {
 }
 
 /// A body's form, or why it has none. A large one is read where it holds up nobody else.
-async fn canonical(body: Bytes) -> Result<Result<Canonical, Bypass>, Rejection> {
+async fn canonical(body: Bytes) -> Result<Canonical, Bypass> {
     let large = body.len() >= LARGE;
     let read = move || Canonical::read(&body).map_err(Bypass::Formless);
-    if large { spawn_blocking(read).await.map_err(|_| Rejection::Internal) } else { Ok(read()) }
+    if large { elsewhere(read).await } else { read() }
+}
+
+/// Reads on a thread where that may take its time. If it panics there, the request does without the cache.
+async fn elsewhere(read: impl FnOnce() -> Result<Canonical, Bypass> + Send + 'static) -> Result<Canonical, Bypass> {
+    spawn_blocking(read).await.unwrap_or(Err(Bypass::Unread))
 }
 
 /// The request of a flight: of the client's header only what is part of the key, and the body's type.
@@ -347,7 +352,12 @@ mod tests {
                 Some(read) => read,
                 None => reading.await,
             };
-            assert_eq!(read, Ok(form), "{length}");
+            assert_eq!(read, form, "{length}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_panics_leaves_the_request_without_the_cache() {
+        assert_eq!(elsewhere(|| panic!("a fault in the reader")).await, Err(Bypass::Unread));
     }
 }
