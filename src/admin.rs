@@ -25,6 +25,8 @@ use crate::daemon::upgrade::{NotUpgraded, Successor, Upgrader};
 use crate::live::Current;
 use crate::observe::Observer;
 
+/// Where the servers are, by pool and name.
+const SERVERS: &str = "/servers/";
 /// How long a caller may take to send a body that nobody reads.
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long a caller may take to send a body that is read, in all.
@@ -67,17 +69,13 @@ impl Admin {
     }
 
     async fn answer(&self, request: &RequestHeader, session: &mut ServerSession) -> Answer {
-        let (method, path) = (&request.method, request.uri.path());
-        if let Some(server) = path.strip_prefix("/servers/") {
-            return self.order(server, request, session).await.unwrap_or_else(|refused| refused);
+        let path = request.uri.path();
+        if matches!(path, "/reload" | "/upgrade" | "/cache/purge") || path.starts_with(SERVERS) {
+            return self.change(request, session).await.unwrap_or_else(|refused| refused);
         }
-        if path == "/cache/purge" {
-            return self.purge(request, session).await.unwrap_or_else(|refused| refused);
-        }
-        let read = matches!(*method, Method::GET | Method::HEAD);
+        let read = matches!(request.method, Method::GET | Method::HEAD);
         match path {
             "/livez" | "/readyz" | "/startupz" | "/metrics" | "/status" if !read => Answer::wrong_method("GET, HEAD"),
-            "/reload" | "/upgrade" if *method != Method::POST => Answer::wrong_method("POST"),
             "/livez" => Answer::json(StatusCode::OK, &json!({"status": "ok"})),
             "/readyz" => self.readiness(),
             "/startupz" => {
@@ -90,14 +88,6 @@ impl Admin {
                 StatusCode::OK,
                 &status::status(&self.current, self.started, &self.reloader.last(), self.upgrader.former()),
             ),
-            "/reload" => match self.permit(&request.headers) {
-                Ok(()) => self.reload().await,
-                Err(refused) => refused,
-            },
-            "/upgrade" => match self.permit(&request.headers) {
-                Ok(()) => self.upgrade().await,
-                Err(refused) => refused,
-            },
             _ => Answer::fault(StatusCode::NOT_FOUND, "nothing is served here"),
         }
     }
@@ -125,6 +115,20 @@ impl Admin {
                 Answer { status: StatusCode::OK, kind, body: text.into(), more: None }
             }
             Err(e) => Answer::fault(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),
+        }
+    }
+
+    /// Does what a call that changes something asks for, if it may.
+    async fn change(&self, request: &RequestHeader, session: &mut ServerSession) -> Result<Answer, Answer> {
+        if request.method != Method::POST {
+            return Err(Answer::wrong_method("POST"));
+        }
+        self.permit(&request.headers)?;
+        match request.uri.path() {
+            "/reload" => Ok(self.reload().await),
+            "/upgrade" => Ok(self.upgrade().await),
+            "/cache/purge" => self.purge(session).await,
+            server => self.order(server.strip_prefix(SERVERS).unwrap_or_default(), session).await,
         }
     }
 
@@ -158,19 +162,9 @@ impl Admin {
         }
     }
 
-    /// The body of a call that changes something, if it may.
-    async fn change(&self, request: &RequestHeader, session: &mut ServerSession) -> Result<Vec<u8>, Answer> {
-        if request.method != Method::POST {
-            return Err(Answer::wrong_method("POST"));
-        }
-        self.permit(&request.headers)?;
-        body(session).await
-    }
-
     /// Throws kept answers out: those of a model, or all.
-    async fn purge(&self, request: &RequestHeader, session: &mut ServerSession) -> Result<Answer, Answer> {
-        let body = self.change(request, session).await?;
-        let model = purge::read(&body).map_err(|why| Answer::fault(StatusCode::BAD_REQUEST, &why))?;
+    async fn purge(&self, session: &mut ServerSession) -> Result<Answer, Answer> {
+        let model = purge::read(&body(session).await?).map_err(|why| Answer::fault(StatusCode::BAD_REQUEST, &why))?;
         let purged = self.current.purge(model.as_deref());
         let known = |model: &String| purge::known(&self.current.live().plan, model);
         if let Some(unknown) = model.as_ref().filter(|_| purged == 0).map(known).and_then(Result::err) {
@@ -181,9 +175,8 @@ impl Admin {
     }
 
     /// Has a server do as the body says.
-    async fn order(&self, path: &str, request: &RequestHeader, session: &mut ServerSession) -> Result<Answer, Answer> {
-        let body = self.change(request, session).await?;
-        let word = servers::read(&body).map_err(|why| Answer::fault(StatusCode::BAD_REQUEST, &why))?;
+    async fn order(&self, path: &str, session: &mut ServerSession) -> Result<Answer, Answer> {
+        let word = servers::read(&body(session).await?).map_err(|why| Answer::fault(StatusCode::BAD_REQUEST, &why))?;
         if self.upgrader.is_under_way() || self.upgrader.successor().is_some() {
             let why = "an upgrade is under way, and the new process would not know of this: ask again in a moment";
             return Err(Answer::fault(StatusCode::CONFLICT, why));
