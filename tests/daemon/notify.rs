@@ -45,24 +45,32 @@ impl Manager {
         Forebay::start_with_environment(folder, "forebay.toml", &environment)
     }
 
+    /// The messages until one is as wanted, with that one. Pings in between give it no more time.
+    fn hear(&self, what: &str, is_wanted: impl Fn(&str) -> bool) -> Vec<String> {
+        let (deadline, mut messages) = (Instant::now() + DEADLINE, vec![]);
+        while !messages.last().is_some_and(|message: &String| is_wanted(message)) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "not within {DEADLINE:?}: {what:?}, but {messages:?}");
+            let mut text = [0; 1024];
+            self.socket.set_read_timeout(Some(left)).expect("an option");
+            let length = self.socket.recv(&mut text).unwrap_or_else(|e| panic!("{what:?} after {messages:?}: {e}"));
+            messages.push(String::from_utf8_lossy(&text[..length]).into_owned());
+        }
+        messages
+    }
+
     /// The next message.
     fn next(&self) -> String {
-        let mut text = [0; 1024];
-        self.socket.set_read_timeout(Some(DEADLINE)).expect("an option");
-        let length = self.socket.recv(&mut text).expect("a message in time");
-        String::from_utf8_lossy(&text[..length]).into_owned()
+        self.hear("a message", |_| true).remove(0)
     }
 
     /// The next message that begins so; nothing but pings and status texts comes before it.
     fn until(&self, beginning: &str) -> String {
-        loop {
-            let message = self.next();
-            if message.starts_with(beginning) {
-                return message;
-            }
-            let minor = ["WATCHDOG=1", "STATUS="].iter().any(|minor| message.starts_with(minor));
-            assert!(minor, "{message:?} before {beginning:?}");
-        }
+        let minor = |message: &str| ["WATCHDOG=1", "STATUS="].iter().any(|minor| message.starts_with(minor));
+        let heard = self.hear(beginning, |message| message.starts_with(beginning) || !minor(message));
+        let message = heard.into_iter().next_back().expect("a message");
+        assert!(message.starts_with(beginning), "{message:?} before {beginning:?}");
+        message
     }
 }
 
@@ -91,7 +99,9 @@ fn the_status_text_follows_the_pools() {
     let (manager, one, mut two) = (Manager::new(), Engine::start("one", &[]), Engine::start("two", &[]));
     let configuration = Configuration::of(&[&one.address]).pool("llama", &[&two.address], "").model("l", "llama");
     let _forebay = manager.start(&configuration, &[]);
-    let until = |text: &str| while !manager.next().ends_with(&format!("STATUS={text}")) {};
+    let until = |text: &str| {
+        manager.hear(text, |message| message.ends_with(&format!("STATUS={text}")));
+    };
     until("2 pools up"); // it may be so when it is ready
     two.kill();
     until("1 pool up, 1 down (llama)");
@@ -143,21 +153,20 @@ fn a_stop_is_announced_and_has_the_time_that_the_file_gives_it() {
 
 #[test]
 fn the_watchdog_is_fed_at_half_its_interval() {
-    let manager = Manager::new();
+    let (manager, began) = (Manager::new(), Instant::now());
     let _forebay = manager.start(&Configuration::of(&["127.0.0.1:1"]), &[("WATCHDOG_USEC", "1000000")]);
     manager.until("READY=1\nSTATUS=");
     manager.until("WATCHDOG=1");
-    let began = Instant::now();
-    let mut gaps: Vec<Duration> = (0..5)
+    let gaps: Vec<Duration> = (0..5)
         .map(|_| {
             let last = Instant::now();
             manager.until("WATCHDOG=1");
             last.elapsed()
         })
         .collect();
-    assert!(began.elapsed() > Duration::from_millis(2400), "{gaps:?}");
-    gaps.sort();
-    assert!(gaps[2] < Duration::from_millis(900), "{gaps:?}");
+    // A busy machine makes pings late and never early, so the time is taken from before the first one, and one gap may do.
+    assert!(began.elapsed() >= Duration::from_millis(2500), "{gaps:?}");
+    assert!(gaps.iter().any(|gap| *gap < Duration::from_millis(900)), "{gaps:?}");
 }
 
 #[test]
@@ -169,15 +178,10 @@ fn who_is_not_watched_does_not_feed_the_watchdog() {
     ] {
         let (manager, engine) = (Manager::new(), Engine::start("e", &[]));
         let mut forebay = manager.start(&Configuration::of(&[&engine.address]), more);
-        let mut messages = vec![manager.next()];
         // A look at the pools, a second after the last one, comes after some hundred pings.
-        while !messages.iter().any(|message| message.ends_with("STATUS=1 pool up")) {
-            messages.push(manager.next());
-        }
+        let mut messages = manager.hear("1 pool up", |message| message.ends_with("STATUS=1 pool up"));
         forebay.signal("TERM");
-        while !messages.iter().any(|message| message.starts_with("STOPPING=1\n")) {
-            messages.push(manager.next());
-        }
+        messages.extend(manager.hear("STOPPING", |message| message.starts_with("STOPPING=1\n")));
         assert_eq!(messages.contains(&"WATCHDOG=1".to_owned()), fed, "{more:?}: {messages:?}");
         assert_eq!(forebay.until_ended(), Some(0));
     }
