@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::configuration::Configuration;
-use crate::harness::{DEADLINE, Engine, Folder, Forebay, until};
+use crate::harness::{DEADLINE, Engine, Folder, Forebay, Over, until};
 use crate::http::{Answer, Client};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -139,6 +139,7 @@ fn a_flood_beyond_the_limit_disturbs_nobody_inside() {
     let mut all: Vec<Client> = (0..3).map(|_| inside(&forebay)).collect();
     let over = AtomicBool::new(false);
     let served = thread::scope(|scope| {
+        let end = Over(&over);
         let inside: Vec<_> = all
             .iter_mut()
             .map(|client| {
@@ -168,7 +169,7 @@ fn a_flood_beyond_the_limit_disturbs_nobody_inside() {
             let _ = stream.read_to_end(&mut heard); // a reset is an end too
             assert!(heard.is_empty() || heard.starts_with(b"HTTP/1.1 503 "), "{}", String::from_utf8_lossy(&heard));
         }
-        over.store(true, SeqCst);
+        drop(end);
         inside.into_iter().map(|served| served.join().expect("no failure")).collect::<Vec<i32>>()
     });
     assert!(served.iter().all(|served| *served >= 3), "{served:?}");

@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use crate::configuration::{Configuration, SECRET, digest};
-use crate::harness::{Engine, Folder, Forebay, Said, forebay, until, with_environment};
+use crate::harness::{Engine, Folder, Forebay, Over, Said, forebay, until, with_environment};
 use crate::http::{Answer, Client};
 use crate::stub::{Stub, whole};
 
@@ -105,6 +105,7 @@ fn a_drained_server_gets_nothing_new_and_finishes_its_streams_while_the_command_
     assert_eq!((world.is(0, "in_flight"), world.is(1, "in_flight")), (json!(3), json!(3)));
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = Over(&over);
         // Requests come all the time, and none of them may notice.
         let load: Vec<_> = (0..3)
             .map(|_| {
@@ -131,7 +132,7 @@ fn a_drained_server_gets_nothing_new_and_finishes_its_streams_while_the_command_
         assert!(progress.iter().all(|line| line.starts_with("p/a: draining, ") && line.ends_with(" in flight")));
         assert!(!progress.is_empty() && progress.windows(2).all(|two| two[0] != two[1]), "{said:?}");
         assert_eq!((world.is(0, "requests"), world.is(0, "in_flight")), (requests, json!(0)), "nothing new");
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         let statuses: Vec<u16> = load.into_iter().flat_map(|load| load.join().expect("it ran")).collect();
         assert!(statuses.len() > 3 && statuses.iter().all(|status| *status == 200), "{statuses:?}");
     });

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::configuration::{Configuration, SECRET};
-use crate::harness::{Engine, Folder, Forebay, until};
+use crate::harness::{Engine, Folder, Forebay, Over, until};
 use crate::http::{Answer, Client};
 use crate::probes::until_state;
 
@@ -84,15 +84,6 @@ enum How {
     Erring(Instant),
     /// It is stopped as by a debugger; from a moment on that was known.
     Stopped(Instant),
-}
-
-/// Ends the load, however its scope is left.
-struct Over<'l>(&'l AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 // === impl Load ===

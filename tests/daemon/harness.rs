@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -47,6 +47,9 @@ pub(crate) struct Forebay {
     /// The processes that took over, one after the other. They are no children of ours.
     successors: Vec<u32>,
 }
+
+/// Ends what goes on until it is over, however a scope is left: else its threads would be waited for without end.
+pub(crate) struct Over<'l>(pub(crate) &'l AtomicBool);
 
 /// How a daemon is started, but for its arguments.
 #[derive(Default)]
@@ -167,6 +170,14 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+// === impl Over ===
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -402,6 +413,18 @@ impl Forebay {
         until("the reload is over", || (count() > before).then_some(()));
     }
 
+    /// The processes that run by a file of its folder: successors too that nobody has seen.
+    fn running(&self) -> Vec<u32> {
+        let folder = self.path("");
+        let ours = |pid: &u32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default(); // none of one that has ended
+            let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            words.contains(&&b"run"[..]) && words.iter().any(|word| word.starts_with(folder.as_bytes()))
+        };
+        let all = fs::read_dir("/proc").expect("a folder").filter_map(Result::ok);
+        all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(ours).collect()
+    }
+
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.process.child.try_wait().expect("a child")
     }
@@ -414,8 +437,10 @@ impl Forebay {
 
 impl Drop for Forebay {
     fn drop(&mut self) {
-        for pid in &self.successors {
-            signal(*pid, "KILL"); // it may have ended
+        let _ = self.process.child.kill(); // first, so that it starts no other one
+        let _ = self.process.child.wait();
+        for pid in self.running() {
+            signal(pid, "KILL"); // it may have ended
         }
     }
 }
@@ -471,4 +496,19 @@ fn hold(address: &str) -> Socket {
     socket.set_reuse_address(true).expect("an option");
     socket.bind(&address.into()).expect("its address is free");
     socket
+}
+
+#[test]
+fn successors_that_nobody_has_seen_end_with_their_test() {
+    let forebay = Forebay::start(&Configuration::of(&["127.0.0.1:1"]));
+    forebay.signal("USR2");
+    forebay.until_said("upgraded: process ");
+    let (folder, first) = (forebay.path(""), forebay.pid());
+    let successors: Vec<u32> = forebay.running().into_iter().filter(|pid| *pid != first).collect();
+    assert_eq!(successors.len(), 1);
+    drop(forebay);
+    until("it has ended", || {
+        let line = fs::read_to_string(format!("/proc/{}/cmdline", successors[0])).unwrap_or_default();
+        (!line.contains(&folder)).then_some(())
+    });
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::configuration::{Configuration, SECRET};
 use crate::crowd::{Dice, Draw, all_are_told_of, all_is_over, ask, count, how_many, metrics, still_answers, sum};
-use crate::harness::{Engine, Folder, Forebay, until};
+use crate::harness::{Engine, Folder, Forebay, Over, until};
 use crate::http::Client;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -70,6 +70,7 @@ fn draws(seed: u64, numbers: &AtomicUsize, until: Instant) -> impl Iterator<Item
 fn most_kept<T>(forebay: &Forebay, load: impl FnOnce() -> T) -> (f64, T) {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = Over(&over);
         let watch = scope.spawn(|| {
             let mut most = 0_f64;
             while !over.load(Relaxed) {
@@ -79,7 +80,7 @@ fn most_kept<T>(forebay: &Forebay, load: impl FnOnce() -> T) -> (f64, T) {
             most
         });
         let came = load();
-        over.store(true, Relaxed);
+        drop(end);
         (watch.join().expect("no failure"), came)
     })
 }

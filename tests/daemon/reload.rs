@@ -7,7 +7,7 @@ use std::thread;
 use serde_json::json;
 
 use crate::configuration::{Configuration, SECRET};
-use crate::harness::{self, Engine, Folder, Forebay, until};
+use crate::harness::{self, Engine, Folder, Forebay, Over, until};
 use crate::http::{Client, canned};
 
 /// The secret of a second key that is always there while others come and go.
@@ -356,6 +356,7 @@ fn two_hundred_reloads_under_load_fail_no_request_break_neither_stream_nor_conne
     let address = forebay.traffic();
     let (over, served, streamed) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
+        let end = Over(&over);
         let talks: Vec<_> = (0..64)
             .map(|n| {
                 let (over, served) = (&over, &served);
@@ -395,7 +396,7 @@ fn two_hundred_reloads_under_load_fail_no_request_break_neither_stream_nor_conne
         }
         let (early, late) = (median(&held[15..25]), median(&held[190..]));
         assert!(late <= early + early / 20, "{early} bytes after 20 reloads, {late} after 200");
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         for talk in talks.into_iter().chain(streams) {
             talk.join().expect("no failed request").expect("no broken connection");
         }
@@ -425,6 +426,7 @@ fn a_model_that_moves_to_a_new_pool_is_served_without_a_gap() {
     let forebay = Forebay::ready(&named("p"));
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let end = Over(&over);
         let asked = scope.spawn(|| {
             let mut refused = 0;
             while !over.load(Ordering::Relaxed) {
@@ -436,7 +438,7 @@ fn a_model_that_moves_to_a_new_pool_is_served_without_a_gap() {
             forebay.rewrite(&named(if n % 2 == 0 { "q" } else { "p" }));
             forebay.reload();
         }
-        over.store(true, Ordering::Relaxed);
+        drop(end);
         assert_eq!(asked.join().expect("no panic"), 0, "requests refused");
     });
 }
