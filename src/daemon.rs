@@ -200,7 +200,10 @@ impl Daemon {
         let mut signals = early.map_or_else(Signals::install, Ok)?;
         let (current, reloader, upgrader) = (self.current.clone(), self.reloader.clone(), self.upgrader.clone());
         let (supervisor, predecessor) = (self.supervisor.clone(), self.predecessor.take());
-        reloader.start(predecessor.as_ref().map(|_| UNKNOWN)).await;
+        tokio::select! {
+            () = reloader.start(predecessor.as_ref().map(|_| UNKNOWN)) => {}
+            () = signals.stopped() => return Err(io::Error::other("it was told to stop before it served")),
+        }
         let listens: Vec<PathBuf> = self.traffic.iter().chain(&self.admin).filter_map(|bound| bound.path()).collect();
         let (mut files, inherited) = (std::mem::take(&mut self.files), std::mem::take(&mut self.inherited));
         let alone = || io::Error::other("the process that this one takes over from does not wait for it");
@@ -242,7 +245,7 @@ impl Daemon {
         let upstream_keepalive_pool_size = upstream_idle.div_ceil(threads);
         let max_retries = usize::MAX; // `pool::retry` bounds them
         let conf = ServerConf { threads, upstream_keepalive_pool_size, max_retries, ..ServerConf::default() };
-        let proxy = Proxy::new(current.clone(), observer.clone(), connection::header_complete);
+        let proxy = Proxy::new(current.clone(), observer.clone(), connection::OF_A_REQUEST);
         let proxy = pingora(proxy, conf);
         let answers = |bound: &Bound| {
             let unix = matches!(bound.listen, Listen::Unix(_));
@@ -261,7 +264,10 @@ async fn end(current: &Current, doors: &mut Doors, signals: &mut Signals, handed
     let finish = async {
         if !handed_over {
             current.enter(Stage::Leaving);
-            tokio::time::sleep(server.min_drain).await;
+            if !server.min_drain.is_zero() {
+                log::info!("stopping: clients are accepted for another {} s", server.min_drain.as_secs_f32());
+                tokio::time::sleep(server.min_drain).await;
+            }
             current.enter(Stage::Closing);
         }
         log::info!("stopping: requests in flight have {} s", limit.as_secs_f32());

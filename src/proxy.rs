@@ -60,12 +60,20 @@ const BEFORE_RESET: Duration = Duration::from_millis(20);
 pub struct Proxy {
     current: Arc<Current>,
     observer: Arc<Observer>,
-    /// Told whenever a request's header is complete.
-    header_complete: fn(),
+    connection: Connection,
     /// What is being computed for all who ask.
     flights: Arc<Flights<ResponseHeader, Story>>,
     /// Pingora's proxy around this one, through which flights go. Set once it is there.
     itself: Arc<OnceLock<Weak<dyn Subrequest + Send + Sync>>>,
+}
+
+/// What the proxy has to do with the client's connection that a request came on.
+#[derive(Debug, Clone, Copy)]
+pub struct Connection {
+    /// Told whenever a request's header is complete.
+    pub header_complete: fn(),
+    /// Whether what is in flight on it is to end now. Whoever waits is woken when that changes.
+    pub is_cut: fn() -> bool,
 }
 
 // === impl Proxy ===
@@ -73,10 +81,10 @@ pub struct Proxy {
 impl Proxy {
     /// A proxy for what is in force, which tells `observer` of each request.
     #[must_use]
-    pub fn new(current: Arc<Current>, observer: Arc<Observer>, header_complete: fn()) -> Self {
+    pub fn new(current: Arc<Current>, observer: Arc<Observer>, connection: Connection) -> Self {
         let flights: Arc<Flights<ResponseHeader, Story>> = Arc::default();
         current.watch(flights.clone());
-        Self { current, observer, header_complete, flights, itself: Arc::default() }
+        Self { current, observer, connection, flights, itself: Arc::default() }
     }
 
     /// Where Pingora's proxy around this one is to be named.
@@ -130,8 +138,8 @@ impl ProxyHttp for Proxy {
     type CTX = Exchange;
 
     fn new_ctx(&self) -> Exchange {
-        (self.header_complete)();
-        Exchange::new(self.current.live())
+        (self.connection.header_complete)();
+        Exchange::new(self.current.live(), self.connection.is_cut)
     }
 
     /// None: the default one, compression, would hold events back.

@@ -2,18 +2,19 @@
 //!
 //! No timer is touched per request: phases are one atomic word, which the watchdog reads when a limit could have passed.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::task::Waker;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use futures::task::AtomicWaker;
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::H2Options;
 use pingora::server::ShutdownWatch;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+
+use crate::proxy;
 
 tokio::task_local! {
     /// The connection of the request that is being read.
@@ -55,11 +56,10 @@ pub struct Connection {
     word: AtomicU64,
     /// The HTTP/2 streams that are open.
     streams: AtomicUsize,
-    /// Nothing is read from it any more, so that whatever it is doing ends as if its client had gone. Over HTTP/1 it can still say so;
-    /// over HTTP/2 the connection ends.
+    /// Whatever it is doing ends as if its client had gone, and can still say so.
     cut: AtomicBool,
-    /// Who reads from it.
-    reader: AtomicWaker,
+    /// Wakes its tasks when that changes.
+    cutting: Notify,
 }
 
 /// An open HTTP/2 stream of a connection.
@@ -70,6 +70,13 @@ pub struct Edge<A> {
     app: Arc<A>,
     connection: Arc<Connection>,
     options: HttpServerOptions,
+}
+
+/// What the proxy has to do with the connection of the request that a task is at.
+pub const OF_A_REQUEST: proxy::Connection = proxy::Connection { header_complete, is_cut };
+
+fn is_cut() -> bool {
+    CONNECTION.try_with(|connection| connection.cut.load(Relaxed)).unwrap_or(false) // elsewhere nobody cuts
 }
 
 /// The header of the request under way is complete.
@@ -95,8 +102,8 @@ impl Limits {
 
 impl Default for Connection {
     fn default() -> Self {
-        let (streams, cut, reader) = Default::default();
-        Self { born: Instant::now(), word: AtomicU64::new(Phase::Fresh as u64), streams, cut, reader }
+        let (streams, cut, cutting) = Default::default();
+        Self { born: Instant::now(), word: AtomicU64::new(Phase::Fresh as u64), streams, cut, cutting }
     }
 }
 
@@ -108,15 +115,20 @@ impl Connection {
         }
     }
 
-    /// Whether nothing is to be read from it any more. If something is, `reader` is woken as soon as that changes.
-    pub fn is_cut(&self, reader: &Waker) -> bool {
-        self.reader.register(reader);
-        self.cut.load(Relaxed)
+    fn cut(&self) {
+        self.cut.store(true, SeqCst);
+        self.cutting.notify_waiters();
     }
 
-    fn cut(&self) {
-        self.cut.store(true, Relaxed);
-        self.reader.wake();
+    /// Serves, and looks at all that is waited for once more when it is cut.
+    async fn serve<T>(&self, serving: impl Future<Output = T>) -> T {
+        let (mut serving, cutting) = (pin!(serving), self.cutting.notified());
+        tokio::select! {
+            biased;
+            served = &mut serving => return served,
+            () = cutting => {}
+        }
+        serving.await
     }
 
     /// Returns when the connection must be closed. `grace`: how long it may be idle once the daemon stops.
@@ -132,6 +144,7 @@ impl Connection {
             let ((phase, age), grace) = (self.phase(), grace());
             let limit = match phase {
                 Phase::Busy => Duration::MAX,
+                Phase::Header if stopping && grace > GRACE => limits.header,
                 Phase::Fresh | Phase::Header if stopping => grace.min(limits.header),
                 Phase::Idle if stopping => grace.min(limits.keepalive.max(GRACE)),
                 Phase::Quiet if stopping && self.streams.load(Relaxed) == 0 => 2 * grace, // it has been told to go
@@ -207,13 +220,14 @@ impl<A: HttpServerApp + Send + Sync + 'static> HttpServerApp for Edge<A> {
         if session.as_http1().is_none() {
             // Each stream is a task.
             let _open = Stream::open(&self.connection);
-            return scope(self.connection.clone(), self.app.process_new_http(session, shutdown)).await;
+            let serving = scope(self.connection.clone(), self.app.process_new_http(session, shutdown));
+            return self.connection.serve(serving).await;
         }
         loop {
             if session.get_keepalive().is_some() {
                 session.set_keepalive(Some(0)); // no timer per read: the watchdog has the limits
             }
-            let again = self.app.process_new_http(session, shutdown).await?;
+            let again = self.connection.serve(self.app.process_new_http(session, shutdown)).await?;
             self.connection.enter(Phase::Idle);
             session = next(again).await?;
         }

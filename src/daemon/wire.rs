@@ -95,9 +95,6 @@ impl AsyncRead for Wire {
         }
         let before = buffer.filled().len();
         let read = Pin::new(self.io_mut().get_mut()).poll_read(cx, buffer);
-        if read.is_pending() && self.connection.is_cut(cx.waker()) {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
         if buffer.filled().len() > before {
             self.connection.bytes_came();
         }

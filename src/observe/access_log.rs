@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -81,8 +81,12 @@ impl AccessLog {
     }
 }
 
-/// The configuration has made sure that it is no pipe: to open one waits for its reader.
+/// No pipe: to open one waits for its reader, perhaps for ever. The configuration has made sure of that, but what stands there may have
+/// changed since.
 fn open(path: &Path) -> io::Result<Sink> {
+    if std::fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo()) {
+        return Err(io::Error::other("it is a pipe"));
+    }
     Sink::new(OpenOptions::new().append(true).create(true).mode(0o640).open(path)?)
 }
 

@@ -204,7 +204,7 @@ impl Proxy {
         loop {
             let event = tokio::select! {
                 biased;
-                gone = waiting::gone(session) => return Err(gone),
+                gone = waiting::gone(session, x.is_cut) => return Err(gone),
                 event = watcher.next() => event,
             };
             if x.story.is_none() {

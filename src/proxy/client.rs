@@ -86,6 +86,8 @@ pub struct Client {
     /// Where it is told that another server is leased.
     handover: Arc<Handover>,
     shared: Arc<Shared>,
+    /// Whether the exchange is to end now.
+    is_cut: fn() -> bool,
 }
 
 /// Counts the pieces of a body that are on their way to the engine.
@@ -107,7 +109,16 @@ pub fn wrap(session: &mut Session, body: Body, clock: Clock, x: &Exchange) -> Re
     let placeholder = Box::new(ServerSession::new_custom(Box::new(())));
     let mut real = std::mem::replace(&mut session.downstream_session, placeholder);
     let framed = if let Body::Whole(body) = &body { frame(real.req_header_mut(), body.len()) } else { Ok(()) };
-    let client = Client { real: Some(real), body, given: false, lent: Arc::default(), clock, handover, shared };
+    let client = Client {
+        real: Some(real),
+        body,
+        given: false,
+        lent: Arc::default(),
+        clock,
+        handover,
+        shared,
+        is_cut: x.is_cut,
+    };
     client.shared.wrapped.store(true, Relaxed);
     *session.downstream_session = ServerSession::new_custom(Box::new(client));
     framed
@@ -228,6 +239,7 @@ impl Client {
             () = poll_fn(|cx| lent.poll_room(cx)) => Ok(()),
             gone = real.read_body_or_idle(true), if http2 => gone.map(|_| ()),
             limit = poll_fn(|cx| clock.poll(cx)) => Err(Error::new(limit)),
+            cut = cut(self.is_cut) => Err(cut),
         }
     }
 
@@ -264,6 +276,7 @@ impl Client {
                 },
                 limit = poll_fn(|cx| clock.poll(cx)) => return Err(Error::new(limit)),
                 () = poll_fn(|cx| handover.poll(cx)), if waits => return Err(Error::new(MOVED)),
+                cut = cut(self.is_cut) => return Err(cut),
             }
         }
     }
@@ -291,6 +304,12 @@ impl Client {
         shared.writing.store(false, Relaxed);
         sent.map_err(|error| if *error.esource() == ErrorSource::Unset { error.into_down() } else { error })
     }
+}
+
+/// Ends when an exchange is to end: for it, its client is gone.
+pub(super) async fn cut(is_cut: fn() -> bool) -> Box<Error> {
+    poll_fn(|_| if is_cut() { Poll::Ready(()) } else { Poll::Pending }).await;
+    Error::new_down(ErrorType::ConnectionClosed)
 }
 
 /// Takes the end off the tasks. False if there was none, or if it came with the header.

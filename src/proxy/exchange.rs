@@ -25,6 +25,8 @@ const LONGEST_NAME: usize = 256;
 
 /// One request and its answer.
 pub struct Exchange {
+    /// Whether it is to end now, for the daemon does. Who waits is woken when that changes.
+    pub is_cut: fn() -> bool,
     /// What was in force when it came, pinned.
     pub live: Arc<Live>,
     /// When its header was complete.
@@ -104,8 +106,9 @@ pub struct Answer {
 impl Exchange {
     /// A request whose header has just come.
     #[must_use]
-    pub fn new(live: Arc<Live>) -> Self {
+    pub fn new(live: Arc<Live>, is_cut: fn() -> bool) -> Self {
         Self {
+            is_cut,
             live,
             started: Instant::now(),
             at: SystemTime::now(),

@@ -7,6 +7,7 @@ use pingora::proxy::Session;
 use pingora::{Error, Result};
 use tokio::time::sleep;
 
+use super::client;
 use super::ending::MOVED;
 use super::exchange::Exchange;
 use super::rejection::Rejection;
@@ -19,7 +20,7 @@ pub(super) async fn wait(session: &mut Session, x: &mut Exchange, queue: &Queue,
     let turn = tokio::select! {
         biased;
         lease = poll_fn(|cx| ticket.poll(cx)) => Ok(lease),
-        gone = gone(session) => Err(gone),
+        gone = gone(session, x.is_cut) => Err(gone),
         () = sleep(queue.timeout) => Err(Rejection::QueueTimeout(queue.timeout).into()),
     };
     x.waits = turn.is_err();
@@ -28,9 +29,14 @@ pub(super) async fn wait(session: &mut Session, x: &mut Exchange, queue: &Queue,
 }
 
 /// Ends when the client goes, or when the time for all is over.
-pub(super) async fn gone(session: &mut Session) -> Box<Error> {
+pub(super) async fn gone(session: &mut Session, is_cut: fn() -> bool) -> Box<Error> {
     loop {
-        match session.downstream_session.read_body_or_idle(true).await {
+        let idle = tokio::select! {
+            biased;
+            idle = session.downstream_session.read_body_or_idle(true) => idle,
+            cut = client::cut(is_cut) => return cut,
+        };
+        match idle {
             Ok(_) => {}
             // The turn came after the ticket was looked at. It is woken by that, and looked at again.
             Err(e) if *e.etype() == MOVED => pending().await,

@@ -348,7 +348,7 @@ fn a_new_server_is_not_used_before_it_was_probed() {
 }
 
 #[test]
-fn two_hundred_reloads_under_load_fail_no_request_break_neither_stream_nor_connection_and_keep_no_memory() {
+fn two_hundred_reloads_under_load_fail_no_request_and_break_neither_stream_nor_connection() {
     let engines: Vec<Engine> = (0..4)
         .map(|n| Engine::start(&format!("e{n}"), &["--tokens-per-second", "40", "--first-token", "40"]))
         .collect();
@@ -395,7 +395,8 @@ fn two_hundred_reloads_under_load_fail_no_request_break_neither_stream_nor_conne
             held.push(forebay.memory());
         }
         let (early, late) = (median(&held[15..25]), median(&held[190..]));
-        assert!(late <= early + early / 20, "{early} bytes after 20 reloads, {late} after 200");
+        // How much of the load is under way at the same moment varies by more than 5 % of so small a process.
+        assert!(late <= early + early / 5, "{early} bytes after 20 reloads, {late} after 200");
         drop(end);
         for talk in talks.into_iter().chain(streams) {
             talk.join().expect("no failed request").expect("no broken connection");
@@ -409,6 +410,21 @@ fn two_hundred_reloads_under_load_fail_no_request_break_neither_stream_nor_conne
         servers.all(|server| server["in_flight"] == 0).then_some(())
     };
     until("every lease is given back", in_flight);
+}
+
+#[test]
+fn two_hundred_reloads_keep_no_memory() {
+    let engines: Vec<Engine> = (0..4).map(|n| Engine::start(&format!("e{n}"), &[])).collect();
+    let forebay = Forebay::ready(&shape(&engines, 0));
+    let mut held = Vec::new();
+    for n in 1..=200 {
+        forebay.rewrite(&shape(&engines, n));
+        forebay.reload();
+        assert_eq!(forebay.client().chat_as(SECRET, "m").expect("an answer").status, 200);
+        held.push(forebay.memory());
+    }
+    let (early, late) = (median(&held[15..25]), median(&held[190..]));
+    assert!(late <= early + early / 20, "{early} bytes after 20 reloads, {late} after 200");
 }
 
 fn median(values: &[usize]) -> usize {

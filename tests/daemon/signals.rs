@@ -364,6 +364,48 @@ async fn http2_clients_finish_their_streams_and_are_told_to_go() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http2_clients_are_told_too_when_they_are_cut_off() {
+    let (_engine, mut forebay) = slow("drain = \"500ms\"");
+    let (sender, _connection) = h2(forebay.traffic()).await;
+    let mut streams = Vec::new();
+    for stream in [true, true, false] {
+        let mut sender = sender.clone().ready().await.expect("a connection");
+        let messages = json!([{"role": "user", "content": "word ".repeat(4000)}]);
+        let body = json!({"model": "m", "messages": messages, "stream": stream, "max_tokens": 4000}).to_string();
+        let request =
+            Request::post("http://forebay/v1/chat/completions").header("authorization", format!("Bearer {SECRET}"));
+        let (answer, mut sends) = sender.send_request(request.body(()).expect("a request"), false).expect("sent");
+        sends.send_data(body.into(), true).expect("sent");
+        streams.push(answer);
+    }
+    until("all are in flight", || (forebay.server("p", 0)["in_flight"] == 3).then_some(()));
+    forebay.signal("TERM");
+    for answer in streams {
+        let answer = answer.await.expect("an answer");
+        let (status, mut body, mut whole) = (answer.status().as_u16(), answer.into_body(), Vec::new());
+        let end = loop {
+            match body.data().await {
+                Some(Ok(piece)) => {
+                    body.flow_control().release_capacity(piece.len()).expect("a window");
+                    whole.extend(piece);
+                }
+                Some(Err(e)) => break Err(e),
+                None => break Ok(()),
+            }
+        };
+        let whole = String::from_utf8_lossy(&whole);
+        assert!(whole.contains("\"code\":\"draining\""), "{status}: {whole}");
+        match status {
+            503 => end.expect("a whole answer"),
+            _ => assert!(end.is_err_and(|e| e.is_reset()) && whole.contains("event: error\n"), "{whole}"),
+        }
+    }
+    assert_eq!(forebay.until_ended(), Some(0));
+    let log = forebay.log();
+    assert_eq!(log.lines().filter(|line| line.contains("\"end\":\"error\"")).count(), 3, "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_http2_connection_does_not_hold_the_end_up() {
     let (_engine, mut forebay) = fast("");
     let (sender, connection) = h2(forebay.traffic()).await;

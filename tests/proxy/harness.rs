@@ -158,7 +158,7 @@ impl Builder {
         access_log.set(&Destination::Stderr, Format::Json).unwrap();
         let observer = Arc::new(Observer { metrics: Metrics::new().unwrap(), access_log });
         let probes = Probes::start(&current.live(), &observer);
-        let proxy = Proxy::new(current.clone(), observer.clone(), connection::header_complete);
+        let proxy = Proxy::new(current.clone(), observer.clone(), connection::OF_A_REQUEST);
         let ((stop, stopped), (_, cut)) = (watch::channel(false), watch::channel(false));
         let (open, opened) = mpsc::channel(1);
         let app = daemon::pingora(proxy, ServerConf::default());
