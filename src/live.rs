@@ -130,7 +130,7 @@ impl Current {
     }
 
     /// Names the flights, which take of the cache's memory and hear of its purges. The first ones count.
-    pub fn watch(&self, flights: Arc<dyn UnderWay>) {
+    pub fn attach(&self, flights: Arc<dyn UnderWay>) {
         self.flights.get_or_init(|| flights);
     }
 

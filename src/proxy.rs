@@ -83,7 +83,7 @@ impl Proxy {
     #[must_use]
     pub fn new(current: Arc<Current>, observer: Arc<Observer>, connection: Connection) -> Self {
         let flights: Arc<Flights<ResponseHeader, Story>> = Arc::default();
-        current.watch(flights.clone());
+        current.attach(flights.clone());
         Self { current, observer, connection, flights, itself: Arc::default() }
     }
 

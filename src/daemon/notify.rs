@@ -54,14 +54,14 @@ struct Line {
 /// What it knows.
 #[derive(Debug, Default)]
 struct Told {
-    stage: Stage,
+    phase: Phase,
     status: String,
     /// Whether the last message did not get out.
     failed: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum Phase {
     /// It waits until we are ready.
     #[default]
     Starting,
@@ -90,8 +90,8 @@ impl Supervisor {
     /// The listeners accept. A process that takes over from another says so once it is the main one.
     pub fn ready(&self) {
         let mut told = self.told.lock();
-        if told.stage == Stage::Starting {
-            told.stage = Stage::Serving;
+        if told.phase == Phase::Starting {
+            told.phase = Phase::Serving;
         }
         self.say(&mut told, "READY=1");
     }
@@ -107,13 +107,13 @@ impl Supervisor {
     /// The daemon stops, and requests in flight have this long: systemd waits for it even where `TimeoutStopSec` is shorter.
     pub fn stopping(&self, limit: Duration) {
         let limit = limit.saturating_add(ENDING).as_micros();
-        self.end(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={limit}"), Stage::Stopping);
+        self.end(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={limit}"), Phase::Stopping);
     }
 
     /// This process is the main one from now on, and it is ready. We fall silent.
     pub fn hand_over(&self, process: u32) {
         // With a ping: its own next one may be half the watchdog's time away.
-        self.end(&format!("MAINPID={process}\nREADY=1\nWATCHDOG=1"), Stage::HandedOver);
+        self.end(&format!("MAINPID={process}\nREADY=1\nWATCHDOG=1"), Phase::HandedOver);
     }
 
     /// Does the daemon's work. Beside it the status text is kept true, and the watchdog is fed while both the runtime and the
@@ -142,7 +142,7 @@ impl Supervisor {
     fn feed(&self, every: Duration, runtime: &Handle, ask: &mpsc::Sender<Answer>) {
         while turns(runtime, ask) {
             let mut told = self.told.lock();
-            if matches!(told.stage, Stage::Serving | Stage::Stopping) {
+            if matches!(told.phase, Phase::Serving | Phase::Stopping) {
                 self.send(&mut told, "WATCHDOG=1");
             }
             drop(told);
@@ -161,7 +161,7 @@ impl Supervisor {
             looks.tick().await;
             let mut told = self.told.lock();
             let status = status(&self.current.live());
-            if told.stage == Stage::Serving && told.status != status {
+            if told.phase == Phase::Serving && told.status != status {
                 self.send(&mut told, &format!("STATUS={status}"));
                 told.status = status;
             }
@@ -170,7 +170,7 @@ impl Supervisor {
 
     /// Sends what changes the state that systemd has of us, with the status text.
     fn say(&self, told: &mut Told, what: &str) {
-        if told.stage == Stage::Serving {
+        if told.phase == Phase::Serving {
             told.status = status(&self.current.live());
             let text = format!("{what}\nSTATUS={}", told.status);
             self.send(told, &text);
@@ -178,11 +178,11 @@ impl Supervisor {
     }
 
     /// Says the last of what is not a ping.
-    fn end(&self, what: &str, stage: Stage) {
+    fn end(&self, what: &str, phase: Phase) {
         let mut told = self.told.lock();
         self.say(&mut told, what);
-        if told.stage == Stage::Serving {
-            told.stage = stage;
+        if told.phase == Phase::Serving {
+            told.phase = phase;
         }
     }
 
@@ -466,7 +466,7 @@ mod tests {
         drop(supervisor.reloading());
         supervisor.stopping(Duration::ZERO);
         manager.hears_nothing();
-        assert_eq!(supervisor.told.lock().stage, Stage::HandedOver, "nor are there pings, however it ends");
+        assert_eq!(supervisor.told.lock().phase, Phase::HandedOver, "nor are there pings, however it ends");
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub struct Reloader {
     /// What the process was started with. Not its whole plan: that would never go.
     started: (Server, Admin),
     /// What was read last, well or not.
-    read: Mutex<Arc<Footprint>>,
+    last_read: Mutex<Arc<Footprint>>,
     last: Mutex<LastReload>,
     probes: Mutex<Option<Probes>>,
     /// Held by the one reload that is under way, or by an upgrade.
@@ -88,7 +88,7 @@ impl Reloader {
             path,
             environment,
             started: (plan.server.clone(), plan.admin.clone()),
-            read: Mutex::new(Arc::new(plan.footprint.clone())),
+            last_read: Mutex::new(Arc::new(plan.footprint.clone())),
             current,
             observer,
             supervisor,
@@ -151,10 +151,10 @@ impl Reloader {
 
     /// The plan that the files give, none of them half-written.
     async fn read(&self) -> Result<Plan, Vec<String>> {
-        let (path, environment, former) = (self.path.clone(), self.environment.clone(), self.read.lock().clone());
+        let (path, environment, former) = (self.path.clone(), self.environment.clone(), self.last_read.lock().clone());
         let read = spawn_blocking(move || read(&path, &*environment, former.look())).await;
         let (plan, faults) = read.map_err(|e| vec![format!("the configuration could not be read: {e}")])?;
-        *self.read.lock() = Arc::new(plan.footprint.clone());
+        *self.last_read.lock() = Arc::new(plan.footprint.clone());
         if faults.is_empty() { Ok(plan) } else { Err(faults) }
     }
 

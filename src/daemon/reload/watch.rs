@@ -34,7 +34,7 @@ pub(super) async fn watch(reloader: Arc<Reloader>) {
             unrest = Unrest::default();
             continue;
         }
-        let read = reloader.read.lock().clone();
+        let read = reloader.last_read.lock().clone();
         let Ok((now, read)) = spawn_blocking(move || (read.look(), read)).await else { continue };
         if let Some(file) = unrest.settle(now, &read) {
             log::info!("{} has changed", file.display());
