@@ -72,7 +72,7 @@ fn ten_thousand_requests_a_third_of_whose_clients_leave_are_all_told_of_and_leav
     let forebay = Forebay::ready_with(folder, "forebay.toml");
     let files = count(&forebay, "fd");
     still_answers(&forebay, ["mp", "mq"]);
-    let threads = count(&forebay, "task"); // Pingora starts one with the first time-out
+    let threads = count(&forebay, "task");
 
     let mut dice = Dice(20_260_101);
     let draws: Vec<Draw> = (0..REQUESTS).map(|number| draw(&mut dice, number)).collect();
