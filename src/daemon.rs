@@ -201,6 +201,7 @@ impl Daemon {
         let (current, reloader, upgrader) = (self.current.clone(), self.reloader.clone(), self.upgrader.clone());
         let (supervisor, predecessor) = (self.supervisor.clone(), self.predecessor.take());
         tokio::select! {
+            biased; // it is over at once where nobody waits for this process
             () = reloader.start(predecessor.as_ref().map(|_| UNKNOWN)) => {}
             () = signals.stopped() => return Err(io::Error::other("it was told to stop before it served")),
         }
