@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::configuration::Configuration;
 use crate::harness::{Engine, Folder, Forebay, Manner, forebay as command, signal, until};
-use crate::http::Client;
+use crate::http::{Client, canned};
 
 /// A daemon whose binary can be replaced at its place, `forebay` in its folder.
 fn replaceable(configuration: &Configuration) -> Forebay {
@@ -310,6 +310,27 @@ fn a_daemon_that_is_told_to_stop_takes_its_unready_successor_with_it() {
     forebay.signal("TERM");
     assert_eq!(forebay.until_ended(), Some(0));
     until("nothing is left of it", || (!is_there(pid)).then_some(()));
+}
+
+#[test]
+fn a_successor_that_is_told_to_stop_before_it_serves_leaves_the_old_process_serving() {
+    let engine = Engine::start("e", &[]);
+    let forebay = replaceable(&Configuration::of(&[&engine.address]));
+    // It waits for the first probe of a server that does not answer.
+    forebay.rewrite(&Configuration::of(&[&engine.address, &canned("")]));
+    late(&forebay);
+    let limits = || forebay.log().matches("may be open at once").count();
+    let before = limits();
+    forebay.signal("USR2");
+    let pid = until("it runs", || fs::read_to_string(forebay.path("late")).ok()?.trim().parse().ok());
+    forebay.write("go", "");
+    until("it has its sockets", || (limits() > before).then_some(()));
+    signal(pid, "TERM");
+    let said = forebay.until_said("not upgraded");
+    assert!(said.contains("told to stop before it served") || said.contains("signal: 15"), "{said}");
+    until("it has ended", || (!is_there(pid)).then_some(()));
+    assert_eq!(forebay.client().chat("m").expect("an answer").status, 200);
+    assert_eq!(forebay.status()["pid"], forebay.pid());
 }
 
 #[test]
