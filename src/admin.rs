@@ -196,8 +196,8 @@ impl Admin {
             let how = "no token is configured: set [admin] token_sha256, or use a unix socket";
             return Err(Answer::fault(StatusCode::FORBIDDEN, how));
         };
-        let shown = headers.get(AUTHORIZATION).and_then(|value| bearer(value.as_bytes()));
-        if shown.is_some_and(|shown| key::digest(shown.trim_ascii()) == token) {
+        let shown = headers.get(AUTHORIZATION).and_then(key::bearer);
+        if shown.is_some_and(|shown| key::digest(shown) == token) {
             return Ok(());
         }
         let refused = Answer::fault(StatusCode::UNAUTHORIZED, "send the admin token as `Authorization: Bearer …`");
@@ -227,12 +227,6 @@ impl HttpServerApp for Admin {
         let stream = session.finish().await.ok()??;
         Some(ReusedHttpStream::from_reusable_stream(stream, settings))
     }
-}
-
-/// The token of a bearer's credentials; the scheme is written in any case (RFC 9110 §11.1).
-fn bearer(credentials: &[u8]) -> Option<&[u8]> {
-    let (scheme, token) = credentials.split_at_checked(b"Bearer ".len())?;
-    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
 }
 
 /// The whole body of a request.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use glob::Pattern;
-use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName};
+use http::{HeaderMap, HeaderValue};
 use sha2::{Digest as _, Sha256};
 
 use super::Route;
@@ -141,12 +141,16 @@ impl Key {
 pub static CREDENTIALS: [HeaderName; 3] =
     [AUTHORIZATION, HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
 
+/// The token of a bearer's credentials; the scheme is written in any case (RFC 9110 §11.1).
+#[must_use]
+pub fn bearer(credentials: &HeaderValue) -> Option<&[u8]> {
+    let (scheme, token) = credentials.as_bytes().split_at_checked(b"bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
+
 /// The secret out of `Authorization: Bearer …`, `x-api-key` or `api-key`; the first that is there.
 fn presented(headers: &HeaderMap) -> Option<&[u8]> {
-    let mut bearers = headers.get_all(AUTHORIZATION).into_iter().filter_map(|value| {
-        let (scheme, secret) = value.as_bytes().split_at_checked(7)?;
-        scheme.eq_ignore_ascii_case(b"bearer ").then(|| secret.trim_ascii())
-    });
+    let mut bearers = headers.get_all(AUTHORIZATION).into_iter().filter_map(bearer);
     let plain =
         || CREDENTIALS[1..].iter().find_map(|name| headers.get(name)).map(|value| value.as_bytes().trim_ascii());
     bearers.next().or_else(plain)

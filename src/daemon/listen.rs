@@ -1,4 +1,4 @@
-//! Listening sockets, before any thread exists: bound by us, so that a port in use is told at once, or passed to us.
+//! Listening sockets: bound by us before anything is served, so that a port in use is told at once, or passed to us.
 //!
 //! systemd and a process that hands over to this one pass sockets in the same way, and they are told apart by their own addresses,
 //! so that no names are needed.

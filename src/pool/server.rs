@@ -452,7 +452,7 @@ mod tests {
     use super::*;
 
     const RULES: Rules = Rules { rise: 1, fall: 1 };
-    const EJECT: eject::Rules = eject::Rules {
+    pub(super) const EJECT: eject::Rules = eject::Rules {
         failures: 1,
         duration: Duration::from_secs(10),
         max: 10_000,

@@ -34,6 +34,7 @@ use super::cork::Cork;
 use super::ending::{self, BODY_SILENT, BODY_TOO_LARGE, MOVED, UNFINISHED};
 use super::exchange::Exchange;
 use super::messages::no_custom_messages;
+use super::waiting::cut;
 use crate::pool::Server;
 use crate::pool::handover::Handover;
 
@@ -304,12 +305,6 @@ impl Client {
         shared.writing.store(false, Relaxed);
         sent.map_err(|error| if *error.esource() == ErrorSource::Unset { error.into_down() } else { error })
     }
-}
-
-/// Ends when an exchange is to end: for it, its client is gone.
-pub(super) async fn cut(is_cut: fn() -> bool) -> Box<Error> {
-    poll_fn(|_| if is_cut() { Poll::Ready(()) } else { Poll::Pending }).await;
-    Error::new_down(ErrorType::ConnectionClosed)
 }
 
 /// Takes the end off the tasks. False if there was none, or if it came with the header.

@@ -1,13 +1,13 @@
-//! Waiting in a pool's queue.
+//! Waiting: in a pool's queue, for the client to go, for the daemon's end.
 
 use std::future::{pending, poll_fn};
+use std::task::Poll;
 use std::time::Instant;
 
 use pingora::proxy::Session;
-use pingora::{Error, Result};
+use pingora::{Error, ErrorType, Result};
 use tokio::time::sleep;
 
-use super::client;
 use super::ending::MOVED;
 use super::exchange::Exchange;
 use super::rejection::Rejection;
@@ -34,7 +34,7 @@ pub(super) async fn gone(session: &mut Session, is_cut: fn() -> bool) -> Box<Err
         let idle = tokio::select! {
             biased;
             idle = session.downstream_session.read_body_or_idle(true) => idle,
-            cut = client::cut(is_cut) => return cut,
+            cut = cut(is_cut) => return cut,
         };
         match idle {
             Ok(_) => {}
@@ -43,4 +43,10 @@ pub(super) async fn gone(session: &mut Session, is_cut: fn() -> bool) -> Box<Err
             Err(e) => return e.into_down(),
         }
     }
+}
+
+/// Ends when an exchange is to end: for it, its client is gone.
+pub(super) async fn cut(is_cut: fn() -> bool) -> Box<Error> {
+    poll_fn(|_| if is_cut() { Poll::Ready(()) } else { Poll::Pending }).await;
+    Error::new_down(ErrorType::ConnectionClosed)
 }

@@ -76,18 +76,11 @@ impl Server {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::eject::{self, Told};
+    use crate::pool::eject::Told;
     use crate::pool::health::{Probed, Rules};
     use crate::pool::server::Heard;
+    use crate::pool::server::tests::EJECT;
     use crate::pool::settings::Address;
-
-    const EJECT: eject::Rules = eject::Rules {
-        failures: 1,
-        duration: Duration::from_secs(10),
-        max: 10_000,
-        stall: None,
-        stall_per_100kb: Duration::ZERO,
-    };
 
     type Act = fn(&Server);
 
